@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/* From an event to sums: whose stack, and how many bytes in which direction. */
+#ifndef CHARGE_BPF_H
+#define CHARGE_BPF_H
+
+static __always_inline __u64 thread_pointer(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(task, thread.fsbase);
+#else
+	return BPF_CORE_READ(task, thread.uw.tp_value);
+#endif
+}
+
+/* The running thread's PyThreadState. Returns a stack status. */
+static __always_inline __u32 find_thread_state(struct rm_process *process, struct thread *thread, __u64 fsbase, __u64 *state)
+{
+	__u32 status;
+
+	*state = 0;
+	/* Later blocks of keys are of the heap, and gone before the thread is: looked for each time. */
+	if (!thread->slot || thread->slot_of != fsbase || process->key > KEYS_OF_BLOCK) {
+		status = find_slot(process, fsbase, &thread->slot);
+		thread->slot_of = fsbase;
+		if (status != RM_STACK_COMPLETE)
+			return status;
+	}
+	return read_thread_state(thread->slot, state);
+}
+
+/* Walks the running thread's stack into thread->stack. */
+static __always_inline void walk(struct rm_process *process, struct thread *thread)
+{
+	__u64 state = 0, fsbase = thread_pointer();
+	__u32 status = RM_STACK_NO_THREAD;
+
+	if (process->flags & RM_PYTHON)
+		status = find_thread_state(process, thread, fsbase, &state);
+	thread->stack.thread_state = state;
+	thread->stack.fsbase = fsbase;
+	if (status == RM_STACK_COMPLETE) {
+		status = walk_frames(process, state, &thread->stack);
+	} else {
+		thread->stack.frame_count = 0;
+		thread->stack.status = status;
+		thread->stack.stack = mix(mix(0x726d70726f66ull, process->id), status);
+	}
+	if (status == RM_STACK_TRUNCATED)
+		count(RM_COUNT_STACK_TRUNCATED);
+	else if (status == RM_STACK_UNREADABLE)
+		count(RM_COUNT_STACK_UNREADABLE);
+}
+
+static __always_inline void siteless_bytes(__u32 direction, __u64 bytes)
+{
+	__u64 *value = bpf_map_lookup_elem(&siteless, &direction);
+	if (value)
+		__sync_fetch_and_add(value, bytes);
+}
+
+/* The site of thread->stack, made and announced at first sight. NULL: full, and counted. */
+static __always_inline struct rm_site *site_of(struct rm_process *process, struct thread *thread)
+{
+	struct rm_site_key key = { .stack = thread->stack.stack, .process = process->id };
+	struct rm_site *site = bpf_map_lookup_elem(&sites, &key);
+
+	if (!site) {
+		struct rm_site fresh = { .status = thread->stack.status };
+
+		bpf_map_update_elem(&sites, &key, &fresh, BPF_NOEXIST);
+		site = bpf_map_lookup_elem(&sites, &key);
+		if (!site) {
+			count(RM_COUNT_SITES_FULL);
+			return 0;
+		}
+	}
+	if (!site->announced && announce_stack(process, thread))
+		site->announced = 1;
+	site->resident_bytes = resident_bytes(process);
+	site->last_event = ++process->sequence;
+	return site;
+}
+
+/* An active frame by its place. Masked where the verifier sees it, whatever the compiler has worked out before. */
+static __always_inline struct active *active_at(struct thread *thread, __u32 index)
+{
+	barrier_var(index);
+	index &= RM_MAX_ACTIVE - 1;
+	return &thread->active[index];
+}
+
+/* The thread took (or gave back) bytes: the highest point of the line that runs in its innermost marked frame may move. */
+static __always_inline void add_net(struct thread *thread, __s64 bytes)
+{
+	__u32 used = thread->active_count;
+
+	thread->net += bytes;
+	if (used && used <= RM_MAX_ACTIVE) {
+		struct active *top = active_at(thread, used - 1);
+		if (thread->net > top->highest)
+			top->highest = thread->net;
+	}
+}
+
+/* Charges allocated bytes to the stack of the last walk. */
+static __always_inline void charge_allocation(struct rm_process *process, struct thread *thread, __u64 bytes, __u64 blocks_)
+{
+	struct rm_site *site = site_of(process, thread);
+
+	if (!site) {
+		siteless_bytes(0, bytes);
+		return;
+	}
+	__sync_fetch_and_add(&site->allocated_bytes, bytes);
+	__sync_fetch_and_add(&site->allocations, blocks_);
+}
+
+static __always_inline void owner_lost(struct rm_process *process, __u64 stack, __u64 bytes)
+{
+	struct rm_site_key key = { .stack = stack, .process = process->id };
+	struct rm_site *owner = bpf_map_lookup_elem(&sites, &key);
+
+	if (owner)
+		__sync_fetch_and_add(&owner->dead_bytes, bytes);
+}
+
+/* Charges released bytes to the stack of the last walk. */
+static __always_inline struct rm_site *charge_release(struct rm_process *process, struct thread *thread, __u64 bytes, __u64 blocks_)
+{
+	struct rm_site *site = site_of(process, thread);
+
+	if (!site) {
+		siteless_bytes(1, bytes);
+		return 0;
+	}
+	__sync_fetch_and_add(&site->released_bytes, bytes);
+	__sync_fetch_and_add(&site->releases, blocks_);
+	return site;
+}
+
+/* A block is released: to the stack of the last walk, and from what its owner has alive. */
+static __always_inline void charge_block(struct rm_process *process, struct thread *thread, const struct block *block)
+{
+	struct rm_site *site = charge_release(process, thread, block->bytes, 1);
+
+	if (site && block->stack == thread->stack.stack)
+		__sync_fetch_and_add(&site->dead_bytes, block->bytes);
+	else
+		owner_lost(process, block->stack, block->bytes);
+	add_net(thread, -(__s64)block->bytes);
+}
+
+/* Records a block of thread->stack's site. An entry already there belonged to a block whose release was missed. */
+static __always_inline void remember_block(struct rm_process *process, struct thread *thread, __u64 address, __u64 bytes)
+{
+	struct block_key key = { .address = address, .process = process->id };
+	struct block value = { .bytes = bytes, .stack = thread->stack.stack };
+
+	if (!bpf_map_update_elem(&blocks, &key, &value, BPF_NOEXIST))
+		return;
+	if (bpf_map_lookup_elem(&blocks, &key)) {
+		count(RM_COUNT_BLOCK_REPLACED);
+		bpf_map_update_elem(&blocks, &key, &value, BPF_ANY);
+		return;
+	}
+	count(RM_COUNT_BLOCKS_FULL);
+}
+
+/* Takes a block out of the table. False: it was not there. */
+static __always_inline bool forget_block(struct rm_process *process, __u64 address, struct block *value)
+{
+	struct block_key key = { .address = address, .process = process->id };
+	struct block *found = bpf_map_lookup_elem(&blocks, &key);
+
+	if (!found)
+		return false;
+	*value = *found;
+	return !bpf_map_delete_elem(&blocks, &key);
+}
+
+#endif

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/* Where kernels differ: one accessor a difference, with the commit or release it came with. */
+#ifndef COMPAT_BPF_H
+#define COMPAT_BPF_H
+
+/*
+ * Session probes came with 6.13 (kernel/trace/bpf_trace.c, bpf_session_is_return); 7.x gave the kfunc an argument.
+ * One object carries both; the absent one is a weak symbol of address 0 and its branch is dead to the verifier.
+ */
+extern bool bpf_session_is_return(void) __ksym __weak;
+extern bool bpf_session_is_return___ctx(void *ctx) __ksym __weak;
+
+static __always_inline bool session_is_return(void *ctx)
+{
+	if (bpf_ksym_exists(bpf_session_is_return___ctx))
+		return bpf_session_is_return___ctx(ctx);
+	return bpf_session_is_return();
+}
+
+/*
+ * One of a memory's resident counters, in bytes. Since 6.2 (f1a7941243c1, "mm: convert mm's rss stats into percpu_counter") it is a
+ * count and what each CPU has not folded into it yet; before, one number, folded by each thread every 64 faults.
+ */
+const volatile __u32 cpus = 1; /* possible CPUs, set by user space before loading */
+
+struct mm_rss_stat___old {
+	struct {
+		long counter;
+	} count[4];
+} __attribute__((preserve_access_index));
+
+struct mm_struct___old {
+	struct mm_rss_stat___old rss_stat;
+} __attribute__((preserve_access_index));
+
+/* include/linux/bpf.h: where an array of which every CPU has its own keeps the addresses of its elements. */
+struct bpf_array {
+	void *pptrs[1];
+} __attribute__((preserve_access_index));
+
+/* index: CPU. value: what its copy of a per-CPU variable is away from the variable's address. Written once, by measure_cpus. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} cpu_offsets SEC(".maps");
+
+/* Its element 0 has an address on every CPU and one that stands for all: the difference is the CPU's offset. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} cpu_probe SEC(".maps");
+
+/* A pointer as a number, which the verifier does not let us have by a cast. */
+static __always_inline __u64 number_of(const void *pointer)
+{
+	const void *slot = pointer;
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &slot);
+	return number;
+}
+
+static long measure_cpu(__u32 cpu, __u64 *base)
+{
+	__u32 zero = 0;
+	void *element = bpf_map_lookup_percpu_elem(&cpu_probe, &zero, cpu);
+	__u64 offset;
+
+	if (!element)
+		return 0;
+	offset = number_of(element) - *base;
+	bpf_map_update_elem(&cpu_offsets, &cpu, &offset, BPF_ANY);
+	return 0;
+}
+
+/*
+ * Run once by user space. The kernel's own table of these offsets (__per_cpu_offset) is a symbol that a kernel without
+ * CONFIG_KALLSYMS_ALL does not give to BPF.
+ */
+SEC("raw_tp")
+int measure_cpus(void *ctx)
+{
+	__u64 array = number_of(&cpu_probe), base = 0;
+
+	(void)ctx;
+	if (bpf_probe_read_kernel(&base, sizeof(base), (void *)(array + bpf_core_field_offset(struct bpf_array, pptrs))))
+		return 1;
+	bpf_loop(cpus, measure_cpu, &base, 0);
+	return 0;
+}
+
+struct member_loop {
+	__u64 counters;
+	__s64 sum;
+};
+
+static long member_step(__u32 cpu, struct member_loop *loop)
+{
+	__u64 *offset = bpf_map_lookup_elem(&cpu_offsets, &cpu);
+	__s32 part = 0;
+
+	if (offset && *offset && !bpf_probe_read_kernel(&part, sizeof(part), (void *)(loop->counters + *offset)))
+		loop->sum += part;
+	return 0;
+}
+
+static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
+{
+	struct mm_struct___old *old = (void *)mm;
+	struct member_loop loop = {};
+	void *counter;
+
+	if (bpf_core_field_exists(old->rss_stat.count)) {
+		long pages = 0;
+
+		bpf_probe_read_kernel(&pages, sizeof(pages), (void *)mm + bpf_core_field_offset(old->rss_stat) + member * sizeof(pages));
+		return pages < 0 ? 0 : (__s64)pages * RM_PAGE;
+	}
+	counter = (void *)mm + bpf_core_field_offset(mm->rss_stat) + member * bpf_core_type_size(struct percpu_counter);
+	bpf_probe_read_kernel(&loop.sum, sizeof(loop.sum), counter + bpf_core_field_offset(struct percpu_counter, count));
+	bpf_probe_read_kernel(&loop.counters, sizeof(loop.counters), counter + bpf_core_field_offset(struct percpu_counter, counters));
+	bpf_loop(cpus, member_step, &loop, 0);
+	return loop.sum < 0 ? 0 : loop.sum * RM_PAGE;
+}
+
+#endif

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * All that the probes know of the kernel: the fields they read, relocated by CO-RE when the object is loaded, and the few
+ * constants of its user API. Stands in for vmlinux.h, which would be 130,000 lines for these.
+ */
+#ifndef CORE_H
+#define CORE_H
+#define __VMLINUX_H__ /* tells bpf_tracing.h to use the kernel's names of registers */
+
+typedef unsigned char __u8;
+typedef signed char __s8;
+typedef unsigned short __u16;
+typedef short __s16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u32 __wsum;
+typedef _Bool bool;
+enum { false = 0, true = 1 };
+
+/* include/uapi/linux/bpf.h */
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_MAP_TYPE_TASK_STORAGE = 29,
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1,
+	BPF_LOCAL_STORAGE_GET_F_CREATE = 1,
+	BPF_RB_NO_WAKEUP = 1,
+	BPF_RB_AVAIL_DATA = 0,
+};
+
+/* include/uapi/asm-generic/mman-common.h, mman.h */
+enum {
+	RM_PROT_NONE = 0,
+	RM_PROT_READ_WRITE = 3,
+	RM_MAP_PRIVATE_ANONYMOUS = 0x22,
+	RM_MAP_STACK = 0x20000,
+};
+
+/* System call numbers: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h */
+#if defined(__TARGET_ARCH_x86)
+enum { SYSCALL_MMAP = 9, SYSCALL_MUNMAP = 11, SYSCALL_BRK = 12, SYSCALL_MREMAP = 25 };
+#else
+enum { SYSCALL_MMAP = 222, SYSCALL_MUNMAP = 215, SYSCALL_BRK = 214, SYSCALL_MREMAP = 216 };
+#endif
+
+enum { PF_EXITING = 0x4 }; /* include/linux/sched.h */
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
+struct thread_struct {
+	unsigned long fsbase;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct user_pt_regs {
+	__u64 regs[31], sp, pc, pstate;
+};
+struct pt_regs {
+	struct user_pt_regs user_regs;
+};
+struct thread_struct {
+	struct {
+		unsigned long tp_value;
+	} uw;
+};
+#endif
+
+struct percpu_counter {
+	__s64 count;
+	__s32 *counters; /* one for every CPU, at this address plus the CPU's offset */
+};
+
+struct mm_struct {
+	unsigned long brk;
+	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
+};
+
+struct task_struct {
+	unsigned int flags;
+	struct mm_struct *mm;
+	struct thread_struct thread;
+};
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * Marked functions: line events of the eval loop, seen at the site functions of the launch extension
+ * (userspace/src/launch/line_events.c). A thread keeps its marked frames, innermost last, each with the line that runs.
+ */
+#ifndef LINES_BPF_H
+#define LINES_BPF_H
+
+enum { WHAT_BEGIN = 0, WHAT_END = 1 };
+
+static __always_inline struct rm_line *line_of(struct rm_process *process, __u64 code, __u32 line)
+{
+	struct rm_line_key key = { .code = code, .process = process->id, .line = line };
+	struct rm_line *found = bpf_map_lookup_elem(&lines, &key);
+
+	if (!found) {
+		struct rm_line fresh = {};
+
+		bpf_map_update_elem(&lines, &key, &fresh, BPF_NOEXIST);
+		found = bpf_map_lookup_elem(&lines, &key);
+		if (!found)
+			count(RM_COUNT_LINES_FULL);
+	}
+	return found;
+}
+
+/* The line of the frame at `index` is over: its peak and the resident memory are known; what it reached counts for the frame around it. */
+static __always_inline void finish_line(struct rm_process *process, struct thread *thread, __u32 index)
+{
+	struct active *active = active_at(thread, index);
+	struct rm_line *line = line_of(process, active->code, active->line);
+	__u64 peak = active->highest - active->start;
+
+	if (line) {
+		line->resident_bytes = resident_bytes(process);
+		if (peak > line->peak_bytes)
+			line->peak_bytes = peak;
+	}
+	if (index > 0) {
+		struct active *outer = active_at(thread, index - 1);
+		if (active->highest > outer->highest)
+			outer->highest = active->highest;
+	}
+}
+
+/* The two loops over active frames go through bpf_loop, which the verifier looks into once. */
+struct active_loop {
+	struct thread *thread;
+	__u64 frame;
+	__u32 place; /* one based; 0: not found */
+};
+
+static long find_step(__u32 step, struct active_loop *loop)
+{
+	__u32 index = loop->thread->active_count - 1 - step;
+
+	if (step >= loop->thread->active_count)
+		return 1;
+	if (active_at(loop->thread, index)->frame != loop->frame)
+		return 0;
+	loop->place = index + 1;
+	return 1;
+}
+
+/* Where `frame` stands among the active frames, one based; 0: it does not. */
+static __always_inline __u32 find_active(struct thread *thread, __u64 frame)
+{
+	struct active_loop loop = { .thread = thread, .frame = frame };
+
+	bpf_loop(RM_MAX_ACTIVE, find_step, &loop, 0);
+	return loop.place;
+}
+
+static long drop_step(__u32 step, struct active_loop *loop)
+{
+	__u32 inner = loop->thread->active_count - 1;
+	struct active *from, *to;
+
+	(void)step;
+	if (inner < loop->place || inner >= RM_MAX_ACTIVE)
+		return 1;
+	from = active_at(loop->thread, inner);
+	to = active_at(loop->thread, inner - 1);
+	if (from->highest > to->highest)
+		to->highest = from->highest;
+	loop->thread->active_count = inner;
+	return 0;
+}
+
+/* Frames inside the one at `place` are gone, whatever way they went: what they reached counts for it. */
+static __always_inline void drop_inner(struct thread *thread, __u32 place)
+{
+	struct active_loop loop = { .thread = thread, .place = place };
+
+	bpf_loop(RM_MAX_ACTIVE, drop_step, &loop, 0);
+}
+
+static __always_inline void begin_line(struct rm_process *process, struct thread *thread, __u32 index, __u64 frame, __u64 code, __u32 line)
+{
+	struct active *active = active_at(thread, index);
+	struct rm_line *counts = line_of(process, code, line);
+
+	active->frame = frame;
+	active->code = code;
+	active->line = line;
+	active->start = thread->net;
+	active->highest = thread->net;
+	if (counts) {
+		__sync_fetch_and_add(&counts->occurrences, 1);
+		if (!counts->resident_bytes)
+			counts->resident_bytes = resident_bytes(process);
+	}
+}
+
+static __always_inline void first_entry(struct rm_process *process, __u64 code)
+{
+	struct rm_mark_key key = { .code = code, .process = process->id };
+	struct rm_mark *mark = bpf_map_lookup_elem(&marks, &key);
+
+	if (mark && !mark->entry_resident_bytes)
+		mark->entry_resident_bytes = resident_bytes(process);
+}
+
+__noinline int line_event(struct rm_process *process, struct thread *thread, __u64 code, __u32 line, __u32 what)
+{
+	__u64 state, frame;
+	__u32 place;
+
+	if (!process || !thread)
+		return 0;
+	if (find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE ||
+	    innermost_frame(&process->layout, state, &frame) != RM_STACK_COMPLETE) {
+		count(RM_COUNT_STACK_UNREADABLE);
+		return 0;
+	}
+	place = find_active(thread, frame);
+	if (place) {
+		drop_inner(thread, place);
+		finish_line(process, thread, place - 1);
+		if (what == WHAT_END) {
+			thread->active_count = place - 1;
+			return 0;
+		}
+	} else {
+		if (what == WHAT_END)
+			return 0;
+		if (thread->active_count >= RM_MAX_ACTIVE) {
+			struct rm_line *counts = line_of(process, code, line);
+
+			count(RM_COUNT_ACTIVE_FULL); /* its executions still count; its peak and end are not measured */
+			if (counts)
+				__sync_fetch_and_add(&counts->occurrences, 1);
+			return 0;
+		}
+		place = ++thread->active_count;
+		first_entry(process, code);
+	}
+	begin_line(process, thread, place - 1, frame, code, line);
+	return 0;
+}
+
+__noinline int mark_event(struct rm_process *process, __u64 code, __u32 order)
+{
+	struct rm_mark_key key = { .code = code };
+	struct rm_mark fresh = { .order = order };
+	union fields fields = {};
+	struct rm_mark_event *record;
+
+	if (!process)
+		return 0;
+	key.process = process->id;
+	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(code + process->layout.code_base)))
+		count(RM_COUNT_CODE_UNREADABLE);
+	else
+		fresh.fingerprint = fingerprint_of(&process->layout, &fields);
+	/* Now, while the process lives: a function that moves no memory is on no stack. */
+	announce_code(process, code, fresh.fingerprint);
+	if (bpf_map_update_elem(&marks, &key, &fresh, BPF_NOEXIST) && !bpf_map_lookup_elem(&marks, &key))
+		count(RM_COUNT_LINES_FULL);
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record) {
+		count(RM_COUNT_RING_FULL_MARK);
+		return 0;
+	}
+	record->event.kind = RM_EVENT_MARK;
+	record->event.process = process->id;
+	record->code = code;
+	record->order = order;
+	record->fingerprint = fresh.fingerprint;
+	bpf_ringbuf_submit(record, wakeup_flags());
+	return 0;
+}
+
+#endif

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * Mappings the program makes itself. The allocator's own are told by the call of the malloc family that is under way, the
+ * loader's by its address, thread stacks by their flag, and the arenas of Python's object allocator by the one place that asks
+ * for them: the return address of the first mmap of an arena's size, kept for the life of the image.
+ * Ranges are joined and split in user space; arenas are counted here, page by page, where they are touched.
+ */
+#ifndef MAPPINGS_BPF_H
+#define MAPPINGS_BPF_H
+
+enum { MAP_ARENA = 2, ARENA_GRANULES = 64, CALLER_WORDS = 6 };
+
+/* The bits of [start, end) in the granule. */
+static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
+{
+	__u64 base = granule * RM_ARENA_GRANULE;
+	__u64 first = start > base ? (start - base) / RM_PAGE : 0;
+	__u64 last = end < base + RM_ARENA_GRANULE ? (end - base) / RM_PAGE : 64; /* one past */
+
+	if (first >= last || first > 63)
+		return 0;
+	return (last >= 64 ? ~0ull : (1ull << (last & 63)) - 1) & ~((1ull << (first & 63)) - 1);
+}
+
+/* A range of an arena, granule by granule; the loops go through bpf_loop, which the verifier looks into once. */
+struct arena_loop {
+	struct rm_process *process;
+	struct thread *thread;
+	__u64 start;
+	__u64 end;
+	__u64 granule;
+	__u64 bits;
+	__u32 ours;
+	__u32 pages;
+};
+
+static long add_step(__u32 step, struct arena_loop *loop)
+{
+	struct arena_key key = { .granule = loop->start / RM_ARENA_GRANULE + step, .process = loop->process->id };
+	struct arena fresh = { .pages = granule_bits(key.granule, loop->start, loop->end) };
+	struct arena *found;
+
+	if (key.granule * RM_ARENA_GRANULE >= loop->end)
+		return 1;
+	found = bpf_map_lookup_elem(&arenas, &key);
+	if (found)
+		__sync_fetch_and_or(&found->pages, fresh.pages);
+	else if (bpf_map_update_elem(&arenas, &key, &fresh, BPF_NOEXIST))
+		count(RM_COUNT_ARENAS_FULL);
+	return 0;
+}
+
+__noinline int add_arena(struct rm_process *process, __u64 start, __u64 bytes)
+{
+	struct arena_loop loop = { .process = process, .start = start, .end = start + bytes };
+
+	if (!process)
+		return 0;
+	if (bytes > (__u64)(ARENA_GRANULES - 1) * RM_ARENA_GRANULE)
+		count(RM_COUNT_ARENA_TOO_LARGE);
+	bpf_loop(ARENA_GRANULES, add_step, &loop, 0);
+	return 0;
+}
+
+static long page_step(__u32 step, struct arena_loop *loop)
+{
+	struct block page = {};
+
+	if (!(loop->bits >> (step & 63) & 1))
+		return 0;
+	loop->pages++;
+	if (forget_block(loop->process, loop->granule * RM_ARENA_GRANULE + (__u64)step * RM_PAGE, &page))
+		owner_lost(loop->process, page.stack, RM_PAGE);
+	return 0;
+}
+
+/* One granule: its touched pages go from their owners. */
+static long drop_step_arena(__u32 step, struct arena_loop *loop)
+{
+	struct arena_key key = { .granule = loop->start / RM_ARENA_GRANULE + step, .process = loop->process->id };
+	__u64 bits = granule_bits(key.granule, loop->start, loop->end);
+	struct arena *found;
+
+	if (key.granule * RM_ARENA_GRANULE >= loop->end)
+		return 1;
+	found = bpf_map_lookup_elem(&arenas, &key);
+	if (!found || !(found->pages & bits))
+		return !loop->ours; /* a range that begins outside of arenas is none */
+	loop->ours = 1;
+	loop->granule = key.granule;
+	loop->bits = found->pages & bits & found->touched;
+	__sync_fetch_and_and(&found->pages, ~bits);
+	__sync_fetch_and_and(&found->touched, ~bits);
+	if (!found->pages)
+		bpf_map_delete_elem(&arenas, &key);
+	bpf_loop(64, page_step, loop, 0);
+	return 0;
+}
+
+/* Credits the touched pages of an unmapped arena to the running stack. Returns 1 when the range began in an arena. */
+__noinline int drop_arena(struct rm_process *process, struct thread *thread, __u64 start, __u64 bytes)
+{
+	struct arena_loop loop = { .process = process, .thread = thread, .start = start, .end = start + bytes };
+
+	if (!process || !thread)
+		return 0;
+	bpf_loop(ARENA_GRANULES, drop_step_arena, &loop, 0);
+	if (loop.pages) {
+		walk(process, thread);
+		charge_release(process, thread, (__u64)loop.pages * RM_PAGE, loop.pages);
+		add_net(thread, -(__s64)loop.pages * RM_PAGE);
+	}
+	return loop.ours;
+}
+
+/* A page of user memory is about to be there. Counts it if it is an arena's and new. */
+__noinline int touch_page(struct rm_process *process, __u64 address)
+{
+	struct arena_key key = { .granule = address / RM_ARENA_GRANULE };
+	__u64 bit = 1ull << (address / RM_PAGE & 63);
+	struct arena *arena;
+	struct thread *thread;
+
+	if (!process)
+		return 0;
+	key.process = process->id;
+	arena = bpf_map_lookup_elem(&arenas, &key);
+	if (!arena || !(arena->pages & bit) || (arena->touched & bit))
+		return 0;
+	if (__sync_fetch_and_or(&arena->touched, bit) & bit)
+		return 0; /* another thread was first */
+	thread = current_thread();
+	if (!thread)
+		return 0;
+	walk(process, thread);
+	charge_allocation(process, thread, RM_PAGE, 1);
+	remember_block(process, thread, address & ~(__u64)(RM_PAGE - 1), RM_PAGE);
+	add_net(thread, RM_PAGE);
+	return 0;
+}
+
+/* Is this mmap pymalloc asking for an arena? Learns the caller at the first one. */
+static __always_inline bool is_arena_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
+{
+	__u64 words[CALLER_WORDS] = {};
+
+	if (arguments[0] || arguments[2] != RM_PROT_READ_WRITE || arguments[3] != RM_MAP_PRIVATE_ANONYMOUS)
+		return false;
+	if (!process->arena_caller && arguments[1] != process->layout.arena_bytes)
+		return false;
+	if (bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
+		return false;
+	for (__u32 i = 0; i < CALLER_WORDS; i++) {
+		if (process->arena_caller) {
+			if (i == process->arena_caller_word && words[i] == process->arena_caller)
+				return true;
+		} else if (words[i] >= process->text_start && words[i] < process->text_end) {
+			process->arena_caller_word = i;
+			process->arena_caller = words[i];
+			return true;
+		}
+	}
+	return false;
+}
+
+static __always_inline struct thread *mapping_thread(void)
+{
+	struct thread *thread = current_thread();
+
+	if (!thread || thread->depth)
+		return 0; /* the allocator's own */
+	return thread;
+}
+
+/* The number of the call that returns (arch/x86/include/asm/syscall.h, arch/arm64: regs[8] is kept). */
+static __always_inline long syscall_number(struct pt_regs *regs)
+{
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(regs, orig_ax);
+#else
+	return BPF_CORE_READ(regs, user_regs.regs[8]);
+#endif
+}
+
+/* Which change a system call makes; 0: none. */
+static __always_inline __u32 change_of(long call)
+{
+	switch (call) {
+	case SYSCALL_MMAP:
+		return RM_MAP_MMAP;
+	case SYSCALL_MUNMAP:
+		return RM_MAP_MUNMAP;
+	case SYSCALL_MREMAP:
+		return RM_MAP_MREMAP;
+	case SYSCALL_BRK:
+		return RM_MAP_BRK;
+	}
+	return 0;
+}
+
+static __always_inline int mapping_enter(struct pt_regs *regs, long call)
+{
+	__u32 change = change_of(call);
+	struct rm_process *process;
+	struct thread *thread;
+	__u64 instruction;
+
+	if (!change)
+		return 0;
+	process = current_process();
+	if (!process || !(process->flags & RM_HEAP))
+		return 0;
+	thread = mapping_thread();
+	if (!thread)
+		return 0;
+	thread->map_call = 0;
+	instruction = PT_REGS_IP_CORE(regs);
+	if (instruction >= process->loader_start && instruction < process->loader_end)
+		return 0;
+	thread->map_arguments[0] = PT_REGS_PARM1_CORE_SYSCALL(regs);
+	thread->map_arguments[1] = PT_REGS_PARM2_CORE_SYSCALL(regs);
+	thread->map_arguments[2] = PT_REGS_PARM3_CORE_SYSCALL(regs);
+	thread->map_arguments[3] = PT_REGS_PARM4_CORE_SYSCALL(regs);
+	if (change == RM_MAP_MMAP) {
+		/* A thread's stack, or address space reserved and not usable (glibc's heaps of threads, made inside free too). */
+		if ((thread->map_arguments[3] & RM_MAP_STACK) || thread->map_arguments[2] == RM_PROT_NONE)
+			return 0;
+		if ((process->flags & RM_PYTHON) && is_arena_call(process, PT_REGS_SP_CORE(regs), thread->map_arguments)) {
+			thread->map_call = MAP_ARENA;
+			return 0;
+		}
+	}
+	if (change == RM_MAP_BRK) {
+		struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+
+		thread->map_arguments[1] = BPF_CORE_READ(task, mm, brk);
+	}
+	/* Released before the range can be mapped again by another thread. */
+	if (change == RM_MAP_MUNMAP && drop_arena(process, thread, thread->map_arguments[0], thread->map_arguments[1]))
+		return 0;
+	if (change == RM_MAP_MUNMAP && !process->own_mappings)
+		return 0;
+	thread->map_call = 1;
+	return 0;
+}
+
+static __always_inline int mapping_exit(struct pt_regs *regs, long result)
+{
+	__u32 change = change_of(syscall_number(regs));
+	struct rm_map_event *record;
+	struct rm_process *process;
+	struct thread *thread;
+	__u32 call;
+
+	if (!change)
+		return 0;
+	process = current_process();
+	if (!process || !(process->flags & RM_HEAP))
+		return 0;
+	thread = mapping_thread();
+	if (!thread)
+		return 0;
+	call = thread->map_call;
+	thread->map_call = 0;
+	if (!call || (result < 0 && result > -RM_PAGE))
+		return 0;
+	if (call == MAP_ARENA)
+		return add_arena(process, result, thread->map_arguments[1]);
+	count(RM_COUNT_EVENTS);
+	process->own_mappings = 1;
+	walk(process, thread);
+	site_of(process, thread);
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record) {
+		count(RM_COUNT_RING_FULL_MAP);
+		return 0;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->event.kind = RM_EVENT_MAP;
+	record->event.process = process->id;
+	record->stack = thread->stack.stack;
+	record->change = change;
+	record->resident_bytes = resident_bytes(process);
+	switch (change) {
+	case RM_MAP_MMAP:
+		record->to = result;
+		record->to_bytes = thread->map_arguments[1];
+		break;
+	case RM_MAP_MUNMAP:
+		record->from = thread->map_arguments[0];
+		record->from_bytes = thread->map_arguments[1];
+		break;
+	case RM_MAP_MREMAP:
+		record->from = thread->map_arguments[0];
+		record->from_bytes = thread->map_arguments[1];
+		record->to = result;
+		record->to_bytes = thread->map_arguments[2];
+		break;
+	case RM_MAP_BRK:
+		record->from = thread->map_arguments[1];
+		record->to = result; /* the old end again when it failed */
+	}
+	bpf_ringbuf_submit(record, wakeup_flags());
+	return 0;
+}
+
+#endif

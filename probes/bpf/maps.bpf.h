@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * Every map: key, value, who writes, how long an entry lives, what happens when it is full. Sizes marked (sized) are set by
+ * user space before loading, by the memory of the machine.
+ */
+#ifndef MAPS_BPF_H
+#define MAPS_BPF_H
+
+/* A block of the C allocator, or one touched page of a Python arena. */
+struct block_key {
+	__u64 address;
+	__u32 process;
+	__u32 pad;
+};
+
+struct block {
+	__u64 bytes;
+	__u64 stack; /* of the site that asked for it */
+};
+
+struct arena_key {
+	__u64 granule; /* address / RM_ARENA_GRANULE */
+	__u32 process;
+	__u32 pad;
+};
+
+/* 64 pages: which belong to an arena, and which of those were touched and so counted. */
+struct arena {
+	__u64 pages;
+	__u64 touched;
+};
+
+struct code_key {
+	__u64 code;
+	__u32 process;
+	__u32 fingerprint;
+};
+
+/* A marked frame whose line runs. */
+struct active {
+	__u64 frame;
+	__u64 code;
+	__s64 start; /* the thread's net when the line began */
+	__s64 highest; /* and the highest since */
+	__u32 line;
+	__u32 pad;
+};
+
+/* What we keep of a thread. One writer: the thread itself. */
+struct thread {
+	__u32 depth; /* calls of the malloc family that have not returned */
+	__u32 role; /* of the outermost of them */
+	__u64 stack_pointer; /* at its entry */
+	__u64 bytes;
+	__u64 out_pointer;
+	struct block old; /* realloc: the block taken out of the table, bytes and owner */
+	__u64 old_address;
+	__u32 old_known;
+	__u32 map_call; /* a mapping call of the program's own is under way; 2: of an arena */
+	__u64 map_arguments[4];
+	__u64 tcache; /* the thread's struct tcache_perthread_struct, once it has one */
+	__u64 foretold; /* what the call under way is expected to return; 0: nothing is */
+	__u32 foretelling; /* how often it was */
+	__u32 pad_;
+	__u64 slot; /* where the thread's PyThreadState stands in its thread-specific data; 0: not found yet */
+	__u64 slot_of; /* the thread pointer it was found for */
+	__s64 net; /* bytes the thread took less those it released */
+	__u32 active_count;
+	__u32 pad;
+	struct active active[RM_MAX_ACTIVE];
+	struct rm_stack_event stack; /* the last walk; also the record that announces it */
+};
+
+/* key: thread group number. value: what to do with its events. Written by user space while the process is held (resident, arena
+ * fields: by the probes). Lives from the start of the image to its end. Full: the process is refused by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct rm_process);
+} processes SEC(".maps");
+
+/* key: address of a struct mm_struct. value: thread group that owns the memory. Written at its first event. Deleted by user space at the
+ * image's end. Full: changes made by others to that process's memory are not seen. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} memories SEC(".maps");
+
+/* key: thread. value: its state. Written by the thread's own probes. Lives as long as the thread. No memory: counted, event lost. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+/* key: address and process. value: size and owner. Written by allocation, deleted by release. (sized) Full: counted; the block's
+ * release will be one "from before". */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 20);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct block_key);
+	__type(value, struct block);
+} blocks SEC(".maps");
+
+/* key: granule and process. value: page bits. Written by arena mmap and first touches, deleted by munmap. Full: counted; that
+ * memory is not seen. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct arena_key);
+	__type(value, struct arena);
+} arenas SEC(".maps");
+
+/* key: stack and process. value: sums. Written by every event; read by user space; lives as long as the session. Full: counted,
+ * with the bytes in user space's "unattributed". */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 18);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rm_site_key);
+	__type(value, struct rm_site);
+} sites SEC(".maps");
+
+/* key: code object, fingerprint, process. value: announced. Full: the code object is announced again and again, which is harmless. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct code_key);
+	__type(value, __u8);
+} codes SEC(".maps");
+
+/* key: marked code object and line. value: what line events measured. Full: counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rm_line_key);
+	__type(value, struct rm_line);
+} lines SEC(".maps");
+
+/* key: marked code object. value: order and first entry. Full: counted; the function has no table. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 14);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rm_mark_key);
+	__type(value, struct rm_mark);
+} marks SEC(".maps");
+
+/* First sights: records of rmprof.h. Full: a counter a kind. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 23);
+} events SEC(".maps");
+
+/* index: enum rm_counter. Per CPU, summed by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, RM_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* Bytes of events whose site could not be had (sites full), by direction: 0 allocated, 1 released. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u64);
+} siteless SEC(".maps");
+
+static __always_inline void count(enum rm_counter counter)
+{
+	__u32 index = counter;
+	__u64 *value = bpf_map_lookup_elem(&counters, &index);
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
+/* The watched process of the running thread, or NULL: the one lookup everybody else pays. */
+static __always_inline struct rm_process *current_process(void)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	return bpf_map_lookup_elem(&processes, &tgid);
+}
+
+static __always_inline struct thread *current_thread(void)
+{
+	struct thread *thread = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!thread)
+		count(RM_COUNT_NO_THREAD_MEMORY);
+	return thread;
+}
+
+static __always_inline __s64 resident_bytes(struct rm_process *process)
+{
+	return process->resident[0] + process->resident[1] + process->resident[3];
+}
+
+/* User space drains on a clock; it is woken early only when the buffer is a quarter full. */
+static __always_inline __u64 wakeup_flags(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > (1 << 21) ? 0 : BPF_RB_NO_WAKEUP;
+}
+
+#endif

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * The kernel's own ledger of resident memory (kmem:rss_stat, include/trace/events/kmem.h): its size after every change, by kind.
+ * Differences of sizes are charged, never events: kernels differ in how often they fire, but the sum of differences is the change.
+ */
+#ifndef PAGES_BPF_H
+#define PAGES_BPF_H
+
+enum { MEMBER_SWAP = 2, MEMBERS = 4 };
+
+static __always_inline bool exiting(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+
+	return BPF_CORE_READ(task, flags) & PF_EXITING;
+}
+
+__noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
+{
+	struct thread *thread;
+
+	if (!process)
+		return 0;
+	thread = current_thread();
+	if (!thread) {
+		siteless_bytes(change < 0, change < 0 ? -change : change);
+		return 0;
+	}
+	count(RM_COUNT_EVENTS);
+	if (own) {
+		walk(process, thread);
+	} else {
+		thread->stack.frame_count = 0;
+		thread->stack.status = RM_STACK_FOREIGN;
+		thread->stack.stack = mix(mix(0x726d70726f66ull, process->id), RM_STACK_FOREIGN);
+	}
+	if (change > 0)
+		charge_allocation(process, thread, change, change / RM_PAGE);
+	else
+		charge_release(process, thread, -change, -change / RM_PAGE);
+	if (own)
+		add_net(thread, change);
+	return 0;
+}
+
+static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
+{
+	struct rm_process *process = current_process();
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32, *owner;
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	__u64 memory = (__u64)mm;
+	bool own = process && (__u64)BPF_CORE_READ(task, mm) == memory;
+	__s64 size, change, sum;
+
+	if (own) {
+		if (process->memory != memory) {
+			process->memory = memory;
+			bpf_map_update_elem(&memories, &memory, &tgid, BPF_ANY);
+		}
+	} else {
+		owner = bpf_map_lookup_elem(&memories, &memory);
+		if (!owner || *owner == tgid || exiting())
+			return 0; /* nobody's we watch, or an image being torn down by its own exec or exit */
+		process = bpf_map_lookup_elem(&processes, owner);
+		if (!process || process->memory != memory)
+			return 0;
+	}
+	if (member >= MEMBERS)
+		return 0;
+	size = member_bytes(mm, member);
+	change = size - (__s64)__sync_lock_test_and_set(&process->resident[member & 3], size);
+	sum = resident_bytes(process);
+	if (sum > process->resident_peak)
+		process->resident_peak = sum;
+	if (!(process->flags & RM_PAGES) || member == MEMBER_SWAP || !change)
+		return 0;
+	return charge_pages(process, change, own);
+}
+
+#endif

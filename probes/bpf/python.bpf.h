@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * The walker: from a thread to its Python frames, by offsets and shape codes alone. It names no version of CPython.
+ *
+ * Also compiled for the host by the tests (with READ_USER over /proc/PID/mem), so it calls no BPF helper.
+ * Everything read is the target's word: offsets into our buffers are masked, loops are bounded, a failed read ends the walk.
+ */
+#ifndef PYTHON_BPF_H
+#define PYTHON_BPF_H
+
+#ifndef READ_USER
+#define READ_USER(to, size, from) bpf_probe_read_user(to, size, (const void *)(from))
+#endif
+
+enum {
+	KEY_LIMIT = 1024,    /* PTHREAD_KEYS_MAX of glibc */
+	KEYS_OF_BLOCK = 32,  /* PTHREAD_KEY_2NDLEVEL_SIZE of glibc, nptl/descr.h */
+};
+
+/*
+ * What is read of a frame or a code object. On the stack of the program: copies there are cheaper to check for the kernel than
+ * copies to the heap (mm/usercopy.c). Offsets into it are masked, so that any field stays inside whatever the layout says.
+ */
+union fields {
+	__u64 words[16];
+	__u32 halves[32];
+	__u8 bytes[128];
+};
+
+static __always_inline __u64 field64(const union fields *fields, __u32 offset)
+{
+	return fields->words[offset >> 3 & 15];
+}
+
+static __always_inline __u32 field32(const union fields *fields, __u32 offset)
+{
+	return fields->halves[offset >> 2 & 31];
+}
+
+static __always_inline __u64 mix(__u64 hash, __u64 value)
+{
+	hash = (hash ^ value) * 0x9e3779b97f4a7c15ull;
+	return hash ^ (hash >> 29);
+}
+
+/*
+ * Where the thread with thread pointer `fsbase` keeps its PyThreadState: under a pthread key (Python/pystate.c, autoTSSkey), where it
+ * stays while the GIL is released. The place is the thread's for life: callers keep it. Returns a stack status.
+ */
+static __always_inline __u32 find_slot(struct rm_process *process, __u64 fsbase, __u64 *slot)
+{
+	struct {
+		__u32 initialized;
+		__u32 key;
+	} tss = {};
+	__u64 block = 0;
+	__u32 key;
+
+	*slot = 0;
+	if (!process->key) {
+		if (!process->key_address)
+			return RM_STACK_START_UP;
+		if (READ_USER(&tss, sizeof(tss), process->key_address - sizeof(tss.initialized)))
+			return RM_STACK_START_UP; /* before the loader has relocated the interpreter */
+		if (!tss.initialized || tss.key >= KEY_LIMIT)
+			return RM_STACK_START_UP;
+		process->key = tss.key + 1;
+	}
+	key = process->key - 1;
+	if (READ_USER(&block, sizeof(block), fsbase + process->specific_offset + 8 * (key / KEYS_OF_BLOCK)))
+		return RM_STACK_UNREADABLE;
+	if (!block)
+		return RM_STACK_NO_THREAD;
+	*slot = block + 16 * (key % KEYS_OF_BLOCK) + 8;
+	return RM_STACK_COMPLETE;
+}
+
+/* The PyThreadState in a slot. Returns a stack status. */
+static __always_inline __u32 read_thread_state(__u64 slot, __u64 *thread_state)
+{
+	*thread_state = 0;
+	if (READ_USER(thread_state, sizeof(*thread_state), slot))
+		return RM_STACK_UNREADABLE;
+	return *thread_state ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
+}
+
+/* The innermost frame's address in *frame. Returns a stack status. */
+static __always_inline __u32 innermost_frame(const struct rm_layout *layout, __u64 thread_state, __u64 *frame)
+{
+	__u64 at = 0;
+
+	*frame = 0;
+	if (READ_USER(&at, sizeof(at), thread_state + layout->thread_head))
+		return RM_STACK_UNREADABLE;
+	if (layout->thread_head_hop != RM_ABSENT && at && READ_USER(&at, sizeof(at), at + layout->thread_head_hop))
+		return RM_STACK_UNREADABLE;
+	*frame = at;
+	return at ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
+}
+
+/* Two code objects at one address differ in this: their version where Python counts them, and where their line table stands. */
+static __always_inline __u32 fingerprint_of(const struct rm_layout *layout, const union fields *code)
+{
+	__u64 table = field64(code, layout->code_line_table);
+	__u32 version = layout->code_version != RM_ABSENT ? field32(code, layout->code_version) : 0;
+
+	return ((__u32)(table >> 4) ^ (version * 0x9e3779b1u) ^ (field32(code, layout->code_first_line) << 20)) | 1;
+}
+
+static __always_inline __s32 position_of(const struct rm_layout *layout, const union fields *frame, __u64 code)
+{
+	__s64 distance;
+
+	if (layout->position_kind == RM_POSITION_BYTES)
+		return field32(frame, layout->frame_position);
+	if (layout->position_kind == RM_POSITION_UNITS) {
+		__s32 unit = field32(frame, layout->frame_position);
+		return unit < 0 ? -1 : unit * 2;
+	}
+	distance = field64(frame, layout->frame_position) - (code + layout->code_bytecode);
+	return distance < 0 || distance > (1 << 28) ? -1 : (__s32)distance;
+}
+
+/* Is this frame one that the interpreter pushed for itself? */
+static __always_inline bool is_shim(const struct rm_layout *layout, const union fields *frame)
+{
+	return layout->frame_owner != RM_ABSENT && layout->owner_skip != RM_ABSENT &&
+	       (frame->bytes[layout->frame_owner & 127] & 0x7f) >= layout->owner_skip;
+}
+
+/* A walk under way. */
+struct walk {
+	const struct rm_process *process;
+	struct rm_stack_event *stack;
+	__u64 frame;
+	__u64 hash;
+	__u32 used;
+	__u32 status;
+};
+
+/* One frame. Returns 1 to end the walk. */
+static long walk_step(__u32 index, struct walk *walk)
+{
+	const struct rm_layout *layout = &walk->process->layout;
+	struct rm_frame *out = &walk->stack->frames[walk->used & (RM_MAX_FRAMES - 1)];
+	union fields frame = {}, head = {};
+	__u32 bytes = layout->frame_bytes;
+	__u64 code;
+
+	(void)index;
+	if (bytes > RM_FRAME_READ)
+		bytes = RM_FRAME_READ;
+	if (READ_USER(&frame, bytes, walk->frame + layout->frame_base)) {
+		walk->status = RM_STACK_UNREADABLE;
+		return 1;
+	}
+	if (!is_shim(layout, &frame)) {
+		code = field64(&frame, layout->frame_code);
+		out->code = code;
+		/* 0, "not readable now": a code object in the file itself (deep-frozen modules), whose page is not there yet */
+		out->fingerprint = READ_USER(&head, RM_CODE_READ, code + layout->code_base) ?
+					   0 : fingerprint_of(layout, &head);
+		out->position = position_of(layout, &frame, code);
+		walk->hash = mix(walk->hash, code);
+		walk->hash = mix(walk->hash, (__u64)out->fingerprint << 32 | (__u32)out->position);
+		walk->used++;
+	}
+	walk->frame = field64(&frame, layout->frame_back);
+	return !walk->frame;
+}
+
+/* How the loop is made: bpf_loop (Linux 5.17) lets the verifier see the step once; the host just loops. */
+#ifndef WALK_LOOP
+#define WALK_LOOP(steps, step, context) bpf_loop(steps, step, context, 0)
+#endif
+
+/* Walks the frames of `thread_state` into stack->frames, innermost first, and hashes them into stack->stack. */
+static __always_inline __u32 walk_frames(const struct rm_process *process, __u64 thread_state, struct rm_stack_event *stack)
+{
+	struct walk walk = {
+		.process = process,
+		.stack = stack,
+		.hash = mix(0x726d70726f66ull, process->id),
+	};
+
+	walk.status = innermost_frame(&process->layout, thread_state, &walk.frame);
+	if (walk.status == RM_STACK_COMPLETE)
+		WALK_LOOP(RM_MAX_FRAMES, walk_step, &walk);
+	if (walk.status == RM_STACK_COMPLETE && walk.frame)
+		walk.status = RM_STACK_TRUNCATED;
+	if (walk.status == RM_STACK_COMPLETE && !walk.used)
+		walk.status = RM_STACK_NO_THREAD;
+	stack->frame_count = walk.used;
+	stack->status = walk.status;
+	walk.hash = mix(walk.hash, walk.status);
+	stack->stack = walk.hash ? walk.hash : 1;
+	return walk.status;
+}
+
+#endif

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
+/* The entry points: who is called by what. Each is a few lines; the work is in the headers, one concern a file. */
+#include "core.h"
+#include "rmprof.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+
+#include "compat.bpf.h"
+#include "maps.bpf.h"
+#include "python.bpf.h"
+#include "emit.bpf.h"
+#include "charge.bpf.h"
+#include "heap.bpf.h"
+#include "mappings.bpf.h"
+#include "pages.bpf.h"
+#include "lines.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* The malloc family: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). */
+
+SEC("uprobe.session")
+int heap_session(struct pt_regs *ctx)
+{
+	if (session_is_return(ctx))
+		return heap_return(ctx);
+	return heap_enter(ctx, bpf_get_attach_cookie(ctx), true);
+}
+
+SEC("uprobe.multi")
+int heap_enter_multi(struct pt_regs *ctx)
+{
+	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
+	return 0;
+}
+
+SEC("uretprobe.multi")
+int heap_return_multi(struct pt_regs *ctx)
+{
+	return heap_return(ctx);
+}
+
+SEC("uprobe")
+int heap_enter_single(struct pt_regs *ctx)
+{
+	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
+	return 0;
+}
+
+SEC("uretprobe")
+int heap_return_single(struct pt_regs *ctx)
+{
+	return heap_return(ctx);
+}
+
+/* The launch extension's site functions. */
+
+static __always_inline int launch_site(struct pt_regs *ctx)
+{
+	struct rm_process *process = current_process();
+	struct rm_hello_event *hello;
+	struct thread *thread;
+
+	if (!process || !(process->flags & RM_PYTHON))
+		return 0;
+	switch (bpf_get_attach_cookie(ctx)) {
+	case RM_LAUNCH_LINE:
+		thread = current_thread();
+		count(RM_COUNT_LINE_EVENTS);
+		return thread ? line_event(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
+	case RM_LAUNCH_MARK:
+		return mark_event(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+	case RM_LAUNCH_HELLO:
+		hello = bpf_ringbuf_reserve(&events, sizeof(*hello), 0);
+		if (!hello) {
+			count(RM_COUNT_RING_FULL_MARK);
+			return 0;
+		}
+		hello->event.kind = RM_EVENT_HELLO;
+		hello->event.process = process->id;
+		hello->hexversion = PT_REGS_PARM1(ctx);
+		bpf_ringbuf_submit(hello, wakeup_flags());
+	}
+	return 0;
+}
+
+SEC("uprobe.multi")
+int launch_multi(struct pt_regs *ctx)
+{
+	return launch_site(ctx);
+}
+
+SEC("uprobe")
+int launch_single(struct pt_regs *ctx)
+{
+	return launch_site(ctx);
+}
+
+/* Resident memory. */
+
+SEC("tp_btf/rss_stat")
+int rss_stat(__u64 *ctx)
+{
+	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
+}
+
+/* Pages of arenas, where they are touched (arch/x86/include/asm/trace/exceptions.h). */
+
+SEC("tp_btf/page_fault_user")
+int fault_user(__u64 *ctx)
+{
+	struct rm_process *process = current_process();
+
+	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
+}
+
+SEC("tp_btf/page_fault_kernel")
+int fault_kernel(__u64 *ctx)
+{
+	struct rm_process *process = current_process();
+
+	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
+}
+
+/* The program's own mappings (include/trace/events/syscalls.h). */
+
+SEC("tp_btf/sys_enter")
+int sys_enter(__u64 *ctx)
+{
+	return mapping_enter((struct pt_regs *)ctx[0], ctx[1]);
+}
+
+SEC("tp_btf/sys_exit")
+int sys_exit(__u64 *ctx)
+{
+	return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
+}

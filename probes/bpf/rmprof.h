@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * THE ABI between the probes and user space: every struct, enum and limit that crosses the boundary, and nothing else.
+ * The Rust side is generated from this file by bindgen (probes/build.rs); no struct here has implicit padding, which
+ * probes/src/lib.rs asserts by the sizes bindgen computes.
+ *
+ * The walker that reads these layouts is also compiled for the host by the tests, so this file needs only stdint-like types.
+ */
+#ifndef RMPROF_H
+#define RMPROF_H
+
+typedef unsigned char rm_u8;
+typedef unsigned short rm_u16;
+typedef unsigned int rm_u32;
+typedef int rm_s32;
+typedef unsigned long long rm_u64;
+typedef long long rm_s64;
+
+enum rm_limits {
+	RM_MAX_FRAMES = 128,      /* frames of a stack; deeper ones are cut at the outer end and counted */
+	RM_FRAME_READ = 88,       /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
+	RM_CODE_READ = 96,        /* bytes read of each code object, from rm_layout.code_base on */
+	RM_MAX_ACTIVE = 64,       /* marked frames of one thread whose running line is known */
+	RM_FILENAME_BYTES = 1024, /* of co_filename, in its own encoding; longer ones are cut and flagged */
+	RM_NAME_BYTES = 256,      /* of co_name */
+	RM_QUALNAME_BYTES = 512,  /* of co_qualname */
+	RM_SMALL_TABLE = 1024,    /* a line table up to this size travels in a small record */
+	RM_LARGE_TABLE = 16384,   /* and up to this in a large one; longer ones are read by user space */
+	RM_BYTECODE_BYTES = 8192, /* co_code shorter than this travels; longer ones are read by user space */
+	RM_ARENA_GRANULE = 1 << 18, /* bytes of address space in one entry of the arenas map: 64 pages of 4 KiB, a bit each */
+	RM_PAGE = 4096,
+};
+
+#define RM_TCACHE_OFF 0xffffffffu
+#define RM_ABSENT 0xffffffffu /* a field that this Python does not have */
+
+/* How a frame tells the instruction it executes (shared/facts: CPython's Python/ceval.c and Include/internal/pycore_frame.h). */
+enum rm_position_kind {
+	RM_POSITION_BYTES = 0,   /* <= 3.9: i32, byte offset in co_code */
+	RM_POSITION_UNITS = 1,   /* 3.10: i32, in code units of two bytes */
+	RM_POSITION_POINTER = 2, /* >= 3.11: pointer into the bytecode that stands inside the code object */
+};
+
+/*
+ * Where things stand in one minor version of CPython: offsets in bytes from the start of the object named, unless said.
+ * Made by `cargo xtask layouts` (userspace/layouts/); RM_ABSENT where there is no such field.
+ */
+struct rm_layout {
+	rm_u32 thread_head;        /* PyThreadState -> the frame, or the _PyCFrame when thread_head_hop is there */
+	rm_u32 thread_head_hop;    /* 3.11, 3.12: _PyCFrame.current_frame; otherwise RM_ABSENT */
+	rm_u32 thread_thread_id;   /* PyThreadState.thread_id: pthread_self() of its thread */
+	rm_u32 frame_base;         /* where the read of RM_FRAME_READ bytes of a frame starts */
+	rm_u32 frame_bytes;        /* length of that read: to the last field wanted; what follows may be on a page that is not there yet */
+	rm_u32 frame_back;         /* within that read: the caller's frame, u64 */
+	rm_u32 frame_code;         /* within that read: the code object, u64 */
+	rm_u32 frame_position;     /* within that read: i32 or u64 by position_kind */
+	rm_u32 frame_owner;        /* within that read: i8, or RM_ABSENT */
+	rm_u32 owner_skip;         /* frames with this owner or more are the interpreter's own shims; RM_ABSENT: none are */
+	rm_u32 position_kind;      /* enum rm_position_kind */
+	rm_u32 code_base;          /* where the read of RM_CODE_READ bytes of a code object starts */
+	rm_u32 code_first_line;    /* within that read: i32 co_firstlineno */
+	rm_u32 code_filename;      /* within that read: str co_filename */
+	rm_u32 code_name;          /* within that read: str co_name */
+	rm_u32 code_qualname;      /* within that read: str co_qualname, or RM_ABSENT */
+	rm_u32 code_line_table;    /* within that read: bytes co_lnotab or co_linetable */
+	rm_u32 code_version;       /* within that read: u32 co_version (3.12+), or RM_ABSENT */
+	rm_u32 code_code;          /* within that read: bytes co_code (3.8, 3.9, whose lines are mended by it), or RM_ABSENT */
+	rm_u32 code_bytecode;      /* from the start of the code object: first instruction (3.11+), or RM_ABSENT */
+	rm_u32 object_type;        /* PyObject.ob_type */
+	rm_u32 str_length;         /* characters, i64 */
+	rm_u32 str_state;          /* u32 */
+	rm_u32 str_ascii_data;     /* data of a compact ASCII str */
+	rm_u32 str_compact_data;   /* data of another compact str */
+	rm_u32 str_kind_shift;     /* state >> shift & 7: bytes a character */
+	rm_u32 str_compact_bit;
+	rm_u32 str_ascii_bit;
+	rm_u32 bytes_length;       /* i64 */
+	rm_u32 bytes_data;
+	rm_u32 arena_bytes;        /* what pymalloc asks of mmap at a time */
+};
+
+/* Bits of rm_process.flags. */
+enum rm_process_flags {
+	RM_HEAP = 1 << 0,   /* malloc family and mappings are counted */
+	RM_PAGES = 1 << 1,  /* resident pages are counted */
+	RM_PYTHON = 1 << 2, /* layout and addresses below are set */
+};
+
+/* One watched process image, by thread group number. User space writes it only while the process is held. */
+struct rm_process {
+	rm_u32 id;                 /* what every record and site calls it; never reused */
+	rm_u32 flags;              /* enum rm_process_flags */
+	rm_u64 key_address;        /* of autoTSSkey._key in the process (Include/internal/pycore_pystate.h, gilstate) */
+	rm_u64 text_start;         /* where the module with the interpreter is executable */
+	rm_u64 text_end;
+	rm_u64 loader_start;       /* where the dynamic loader is executable: its mmaps are not the program's */
+	rm_u64 loader_end;
+	rm_u64 arena_caller;       /* return address of pymalloc's call of mmap, learned at the first arena; 0 before */
+	rm_s64 resident[4];        /* bytes by kind: 0 file, 1 anonymous, 2 swap entries, 3 shared (include/linux/mm_types_task.h) */
+	rm_s64 resident_peak;      /* highest sum of file, anonymous and shared */
+	rm_u64 sequence;           /* counts events, for their order; threads may draw the same number */
+	rm_u64 memory;             /* its struct mm_struct, once seen; 0 before */
+	rm_u32 arena_caller_word;  /* which word above the stack pointer held it */
+	struct rm_layout layout;
+	rm_u32 own_mappings;       /* it has mapped memory itself: only then its munmaps are told */
+	rm_u32 key;                /* the pthread key plus one, once it is made; 0 before */
+	rm_u32 tcache_trust;       /* predictions that came true in a row; RM_TCACHE_OFF: one did not */
+	rm_u64 tcache_offset;      /* from the thread pointer to where glibc keeps the thread's tcache; 0: not known */
+	rm_u32 pad;
+	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data (glibc: struct pthread.specific) */
+};
+
+/* A frame as it travels: 16 bytes. */
+struct rm_frame {
+	rm_u64 code;
+	rm_u32 fingerprint;
+	rm_s32 position; /* byte offset of the executing instruction; negative: not begun */
+};
+
+enum rm_stack_status {
+	RM_STACK_COMPLETE = 0,
+	RM_STACK_TRUNCATED = 1,
+	RM_STACK_NO_THREAD = 2,  /* the thread has no Python thread state, or no frame */
+	RM_STACK_UNREADABLE = 3, /* a read failed */
+	RM_STACK_START_UP = 4,   /* the interpreter has no thread state yet */
+	RM_STACK_FOREIGN = 5,    /* not the process's own doing: the kernel or another process changed its memory */
+};
+
+/* Key of the sites map. */
+struct rm_site_key {
+	rm_u64 stack; /* hash of process and frames, never 0 */
+	rm_u32 process;
+	rm_u32 pad;
+};
+
+/* Value of the sites map: see ledger::SiteCounts for the meaning. */
+struct rm_site {
+	rm_u64 allocated_bytes;
+	rm_u64 allocations;
+	rm_u64 released_bytes;
+	rm_u64 releases;
+	rm_u64 dead_bytes;
+	rm_u64 resident_bytes;
+	rm_u64 last_event; /* rm_process.sequence at it */
+	rm_u32 announced; /* the stack's record reached the ring buffer */
+	rm_u32 status;    /* enum rm_stack_status */
+};
+
+/* Key and value of the lines map: one line of a marked code object. */
+struct rm_line_key {
+	rm_u64 code;
+	rm_u32 process;
+	rm_u32 line;
+};
+
+struct rm_line {
+	rm_u64 occurrences;
+	rm_u64 resident_bytes; /* when it last finished; when it last began, until then */
+	rm_u64 peak_bytes;
+};
+
+/* Key and value of the marks map: one marked code object. */
+struct rm_mark_key {
+	rm_u64 code;
+	rm_u32 process;
+	rm_u32 pad;
+};
+
+struct rm_mark {
+	rm_u64 entry_resident_bytes; /* at the first line event, 0 before */
+	rm_u32 order;
+	rm_u32 fingerprint;
+};
+
+/* Attach cookie of the probes on the malloc family: which arguments to read. An allocator is rows of these in user space. */
+enum rm_role {
+	RM_ROLE_MALLOC = 1,         /* (size) -> pointer */
+	RM_ROLE_CALLOC = 2,         /* (count, size) -> pointer */
+	RM_ROLE_REALLOC = 3,        /* (pointer, size) -> pointer */
+	RM_ROLE_REALLOCARRAY = 4,   /* (pointer, count, size) -> pointer */
+	RM_ROLE_POSIX_MEMALIGN = 5, /* (&pointer, alignment, size) -> errno */
+	RM_ROLE_ALIGNED = 6,        /* (alignment, size) -> pointer: aligned_alloc, memalign */
+	RM_ROLE_FREE = 7,           /* (pointer) */
+	RM_ROLE_VALLOC = 8,         /* (size) -> pointer, page-aligned: valloc; pvalloc rounds up, its request is what counts */
+};
+
+/* Attach cookie of the probes on the launch extension. */
+enum rm_launch_role {
+	RM_LAUNCH_LINE = 1,  /* (code, line, what) */
+	RM_LAUNCH_MARK = 2,  /* (code, order) */
+	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
+};
+
+enum rm_event_kind {
+	RM_EVENT_STACK = 1,
+	RM_EVENT_CODE = 2,
+	RM_EVENT_MARK = 3,
+	RM_EVENT_HELLO = 4,
+	RM_EVENT_MAP = 5,
+	RM_EVENT_BYTECODE = 6,
+};
+
+struct rm_event {
+	rm_u32 kind; /* enum rm_event_kind */
+	rm_u32 process;
+};
+
+/* First sight of a stack. `frames` innermost first, `frame_count` of them are sent. */
+struct rm_stack_event {
+	struct rm_event event;
+	rm_u64 stack;
+	rm_u32 status; /* enum rm_stack_status */
+	rm_u32 frame_count;
+	rm_u64 thread_state; /* address of the PyThreadState, for the check by user space */
+	rm_u64 fsbase;
+	struct rm_frame frames[RM_MAX_FRAMES];
+};
+
+/* Bits of rm_code_event.flags: what user space has to read itself while the process lives. */
+enum rm_code_flags {
+	RM_CODE_NO_FILENAME = 1 << 0,
+	RM_CODE_NO_NAME = 1 << 1,
+	RM_CODE_NO_QUALNAME = 1 << 2,
+	RM_CODE_NO_TABLE = 1 << 3,
+};
+
+/* A str as it travels: `bytes` of its data in `kind` bytes a character (1 is Latin-1). */
+struct rm_text {
+	rm_u32 bytes;
+	rm_u32 kind;
+};
+
+/* First sight of a code object. The small record ends after RM_SMALL_TABLE bytes of table. */
+struct rm_code_event {
+	struct rm_event event;
+	rm_u64 code;
+	rm_u32 fingerprint;
+	rm_u32 first_line;
+	rm_u32 flags; /* enum rm_code_flags */
+	rm_u32 table_bytes;
+	struct rm_text filename;
+	struct rm_text name;
+	struct rm_text qualname;
+	rm_u8 filename_data[RM_FILENAME_BYTES];
+	rm_u8 name_data[RM_NAME_BYTES];
+	rm_u8 qualname_data[RM_QUALNAME_BYTES];
+	rm_u8 table[RM_LARGE_TABLE];
+};
+
+/* Goes before the rm_code_event of the same code object, where the layout has code_code. */
+struct rm_bytecode_event {
+	struct rm_event event;
+	rm_u64 code;
+	rm_u32 fingerprint;
+	rm_u32 bytes;
+	rm_u8 data[RM_BYTECODE_BYTES];
+};
+
+struct rm_mark_event {
+	struct rm_event event;
+	rm_u64 code;
+	rm_u32 order;
+	rm_u32 fingerprint;
+};
+
+struct rm_hello_event {
+	struct rm_event event;
+	rm_u64 hexversion;
+};
+
+enum rm_map_change {
+	RM_MAP_MMAP = 1,
+	RM_MAP_MUNMAP = 2,
+	RM_MAP_MREMAP = 3,
+	RM_MAP_BRK = 4,
+};
+
+/* A mapping system call of the program's own that succeeded. */
+struct rm_map_event {
+	struct rm_event event;
+	rm_u64 stack;
+	rm_u32 change; /* enum rm_map_change */
+	rm_u32 pad;
+	rm_u64 from; /* munmap, mremap: the old range; brk: the old end */
+	rm_u64 from_bytes;
+	rm_u64 to; /* mmap, mremap: the new range; brk: the new end */
+	rm_u64 to_bytes;
+	rm_u64 resident_bytes;
+};
+
+/*
+ * Everything that is counted rather than shown. One sentence each in userspace/src/kernel/counters.rs, which the compiler
+ * holds complete. RM_COUNT_EVENTS is work done; all others are something missing from the numbers or a sign of it.
+ */
+enum rm_counter {
+	RM_COUNT_EVENTS = 0, /* of pages and mappings; those of the allocator are the sites' own counts */
+	RM_COUNT_LINE_EVENTS,
+	RM_COUNT_NO_THREAD_MEMORY, /* task storage could not be had: the event is lost */
+	RM_COUNT_SITES_FULL,
+	RM_COUNT_BLOCKS_FULL,
+	RM_COUNT_LINES_FULL,
+	RM_COUNT_ARENAS_FULL,
+	RM_COUNT_RING_FULL_STACK,
+	RM_COUNT_RING_FULL_CODE,
+	RM_COUNT_RING_FULL_MAP,
+	RM_COUNT_RING_FULL_MARK,
+	RM_COUNT_STACK_TRUNCATED,
+	RM_COUNT_STACK_UNREADABLE,
+	RM_COUNT_CODE_UNREADABLE,
+	RM_COUNT_ACTIVE_FULL,
+	RM_COUNT_FREE_FROM_BEFORE, /* a release of a block that was not seen allocated */
+	RM_COUNT_RETURN_WITHOUT_ENTRY,
+	RM_COUNT_OUT_POINTER_UNREADABLE,
+	RM_COUNT_ARENA_TOO_LARGE,
+	RM_COUNT_PREDICTION_WRONG, /* malloc did not return what its cache foretold: it is asked at every return from now on */
+	RM_COUNT_BLOCK_REPLACED, /* an allocation returned an address believed live: its release was missed */
+	RM_COUNTERS,
+};
+
+#endif

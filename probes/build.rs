@@ -1,0 +1,63 @@
+//! Compiles the probes with clang and generates the Rust side of their ABI.
+//!
+//! The object is hermetic (`-nostdinc`: libbpf's own headers and the two stubs under `bpf/include`) and reproducible
+//! (path maps), so the same clang makes the same bytes from any directory.
+
+use std::env;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The objects: name of the Rust constant's file and of the C file it is compiled from.
+const OBJECTS: &[&str] = &["rmprof"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    // libbpf-sys (links = "bpf") tells where it put the headers of the libbpf it is.
+    let headers = PathBuf::from(env::var("DEP_BPF_INCLUDE")?);
+    for name in OBJECTS {
+        compile(&root, &headers, name, &out)?;
+    }
+    bindgen::Builder::default()
+        .header(root.join("bpf/rmprof.h").to_string_lossy())
+        .use_core()
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .prepend_enum_name(false)
+        .derive_default(false)
+        .derive_copy(true)
+        .allowlist_item("(rm|RM)_.*")
+        .generate()?
+        .write_to_file(out.join("abi.rs"))?;
+    Ok(())
+}
+
+fn compile(root: &Path, headers: &Path, name: &str, out: &Path) -> Result<(), Box<dyn Error>> {
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    let arch = match env::var("CARGO_CFG_TARGET_ARCH")?.as_str() {
+        "x86_64" => "x86",
+        "aarch64" => "arm64",
+        other => return Err(format!("no probes for {other}: x86_64 and aarch64 are known").into()),
+    };
+    let object = out.join(format!("{name}.bpf.o"));
+    let status = Command::new(&clang)
+        .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-std=gnu11", "-nostdinc"])
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"])
+        .arg(format!("-D__TARGET_ARCH_{arch}"))
+        .arg("-I").arg(root.join("bpf/include"))
+        .arg("-I").arg(headers)
+        .arg("-I").arg(root.join("bpf"))
+        .arg(format!("-ffile-prefix-map={}=.", root.display()))
+        .arg(format!("-ffile-prefix-map={}=.", out.display()))
+        .arg("-fdebug-compilation-dir=.")
+        .arg("-c").arg(root.join("bpf").join(format!("{name}.bpf.c")))
+        .arg("-o").arg(&object)
+        .status()
+        .map_err(|e| format!("cannot run {clang}: {e}\nhint: install clang 14 or newer (Debian, Ubuntu: apt-get install clang), or set CLANG"))?;
+    if !status.success() {
+        return Err(format!("{clang} did not compile bpf/{name}.bpf.c").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The probes as bytes, and the types they share with user space.
+
+/// The ABI of `bpf/rmprof.h`, generated: structs, limits and enumerators keep their C names.
+#[allow(missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
+pub mod abi {
+    include!(concat!(env!("OUT_DIR"), "/abi.rs"));
+}
+
+/// The compiled object with all programs and maps (see `bpf/rmprof.bpf.c`).
+pub const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rmprof.bpf.o"));
