@@ -1,0 +1,100 @@
+//! What was typed: the command line as clap reads it, and nothing decided yet.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const AFTER_HELP: &str = "\
+EXAMPLES:
+  sudo rmprof-bpf python copy.py
+      tables of the functions marked with @profile, or of those that moved most
+  sudo rmprof-bpf --mode pages python app.py
+      resident pages instead of allocated bytes: next to no cost
+  sudo rmprof-bpf -o report.json ./manage.py migrate
+  rmprof-bpf doctor
+      what this machine allows, and how to mend the rest
+
+EXIT STATUS:
+  the program's own, 128 + N when signal N ended it
+  125  rmprof-bpf itself failed
+  126  the program could not be executed
+  127  the program was not found
+  2    usage";
+
+/// Line-by-line memory of Python programs, measured from outside, in the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "rmprof-bpf", version, about, after_help = AFTER_HELP, args_conflicts_with_subcommands = true,
+          arg_required_else_help = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// The command, where one is named; otherwise it is `run`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What to run, and how.
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+/// The commands there are.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program and print its line table (the word may be left out)
+    Run(RunArguments),
+    /// What this kernel, these privileges and these Pythons allow, and how to mend the rest
+    Doctor(DoctorArguments),
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArgument {
+    /// Every block of the C allocator and the program's own mappings, byte-exact; Python's arenas page by page as touched
+    Heap,
+    /// Resident pages gained and lost, as the kernel counts them
+    Pages,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+pub struct RunArguments {
+    /// What an increment counts
+    #[arg(short, long, value_enum, default_value = "heap")]
+    pub mode: ModeArgument,
+    /// Write the report to FILE instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Format of the report [default: by the ending of --output, else table]
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Columns of the table, by name and separated by commas; a leading + adds to the default ones
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub columns: Option<String>,
+    /// Digits after the point
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub precision: u8,
+    /// Show functions of files that match (may be repeated)
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Leave out functions of files that match (may be repeated)
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Show functions of the standard library and of installed packages too
+    #[arg(long)]
+    pub all_files: bool,
+    /// Without marked functions: how many functions, most bytes first
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+    /// Under sudo: run the program as root, not as the user who called
+    #[arg(long)]
+    pub as_root: bool,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM [ARGS]")]
+    pub program: Vec<OsString>,
+}
+
+/// `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArguments {
+    /// Pythons to examine besides those found on PATH
+    #[arg(value_name = "PYTHON")]
+    pub pythons: Vec<PathBuf>,
+}

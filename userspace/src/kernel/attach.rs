@@ -1,0 +1,304 @@
+//! Attaching: the ladder of user probes, tracepoints, and the table of watched processes.
+//!
+//! Links are made by the raw call: libbpf's own attach by symbol name fails on stripped libraries, and we choose the
+//! instruction ourselves (`target::sites`). A link is a descriptor; closing it detaches.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramHandle};
+use rmprof_probes::abi;
+
+/// How user probes are attached on this kernel, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// One link; the entry decides whether the return is trapped (Linux 6.13).
+    Session,
+    /// A link for entries and one for returns (Linux 6.6, where its process filter is right).
+    Multi,
+    /// A perf event for every probe.
+    Single,
+}
+
+/// One place to probe in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbePoint {
+    /// Offset in the file.
+    pub offset: u64,
+    /// `enum rm_role` or `enum rm_launch_role`.
+    pub role: u32,
+    /// Does the role need the return?
+    pub returns: bool,
+}
+
+/// What is attached; dropping it detaches.
+#[derive(Debug, Default)]
+pub struct Links(Vec<OwnedFd>);
+
+impl Links {
+    /// How many descriptors it holds.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Nothing attached.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Detaches everything at once, and does not wait for the kernel to be done with it.
+    pub fn detach(self) {
+        for link in self.0 {
+            std::thread::spawn(move || drop(link));
+        }
+    }
+
+    /// Adds what another holds.
+    pub fn extend(&mut self, other: Links) {
+        self.0.extend(other.0);
+    }
+}
+
+/// Programs of the rung that was loaded.
+#[derive(Debug)]
+pub(super) enum HeapPrograms {
+    Session(ProgramHandle),
+    Pair { enter: ProgramHandle, exit: ProgramHandle, multi: bool },
+}
+
+/// Attaches probes to processes and keeps the table of watched ones. Used by the supervisor while a process is held.
+#[derive(Debug)]
+pub struct Attacher {
+    pub(super) heap: Option<HeapPrograms>,
+    pub(super) launch: Option<(ProgramHandle, bool)>,
+    pub(super) processes: MapHandle,
+    pub(super) memories: MapHandle,
+    pub(super) arenas: MapHandle,
+}
+
+impl Attacher {
+    /// Probes the malloc family in `library` for one process.
+    ///
+    /// # Errors
+    /// What the kernel says of the file or the offsets.
+    pub fn attach_heap(&self, pid: u32, library: &File, points: &[ProbePoint]) -> io::Result<Links> {
+        match &self.heap {
+            None => Ok(Links::default()),
+            Some(HeapPrograms::Session(program)) => {
+                multi_link(program, libbpf_sys::BPF_TRACE_UPROBE_SESSION, 0, pid, library, points)
+                    .map(|link| Links(vec![link]))
+            }
+            Some(HeapPrograms::Pair { enter, exit, multi }) => {
+                let returning: Vec<ProbePoint> = points.iter().copied().filter(|point| point.returns).collect();
+                let mut links = attach_points(exit, *multi, true, pid, library, &returning)?;
+                links.extend(attach_points(enter, *multi, false, pid, library, points)?);
+                Ok(links)
+            }
+        }
+    }
+
+    /// Probes the site functions of the launch extension for one process.
+    ///
+    /// # Errors
+    /// What the kernel says of the file or the offsets.
+    pub fn attach_launch(&self, pid: u32, extension: &File, points: &[ProbePoint]) -> io::Result<Links> {
+        match &self.launch {
+            None => Ok(Links::default()),
+            Some((program, multi)) => attach_points(program, *multi, false, pid, extension, points),
+        }
+    }
+
+    /// Begins to watch a process image, or replaces what is known of it. Only while the process is held.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn watch(&self, pid: u32, process: &abi::rm_process) -> io::Result<()> {
+        self.processes.update(&pid.to_ne_bytes(), bytes_of(process), MapFlags::ANY).map_err(io::Error::other)
+    }
+
+    /// What is known of a watched process now.
+    pub fn watched(&self, pid: u32) -> Option<abi::rm_process> {
+        let value = self.processes.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok()??;
+        from_bytes(&value)
+    }
+
+    /// Ends the watch and returns the last state.
+    pub fn forget(&self, pid: u32) -> Option<abi::rm_process> {
+        let last = self.watched(pid)?;
+        // Gone already is as good: both entries are ours alone.
+        let _ = self.processes.delete(&pid.to_ne_bytes());
+        let _ = self.memories.delete(&last.memory.to_ne_bytes());
+        Some(last)
+    }
+
+    /// A forked child has its parent's arenas: the same pages, counted in the parent.
+    ///
+    /// # Errors
+    /// When the map cannot be read or is full.
+    pub fn inherit_arenas(&self, parent: u32, child: u32) -> io::Result<()> {
+        const PROCESS_AT: usize = 8; // struct arena_key: granule, process
+        for (mut key, value) in super::batch::entries(&self.arenas)? {
+            if key.get(PROCESS_AT..PROCESS_AT + 4) == Some(&parent.to_ne_bytes()) {
+                key[PROCESS_AT..PROCESS_AT + 4].copy_from_slice(&child.to_ne_bytes());
+                self.arenas.update(&key, &value, MapFlags::ANY).map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A struct of the ABI as the bytes the kernel sees.
+fn bytes_of(process: &abi::rm_process) -> &[u8] {
+    // SAFETY: rm_process is a plain C struct without padding (asserted in the tests); any of its bytes may be read.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(process).cast(), size_of::<abi::rm_process>()) }
+}
+
+/// Bytes from a map as a struct of the ABI; nothing when they are too few.
+pub(super) fn from_bytes<T: Copy>(bytes: &[u8]) -> Option<T> {
+    (bytes.len() >= size_of::<T>()).then(|| {
+        // SAFETY: enough bytes, any alignment; T is one of the ABI's plain C structs, for which all bit patterns are valid.
+        unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+    })
+}
+
+fn attach_points(
+    program: &ProgramHandle,
+    multi: bool,
+    returns: bool,
+    pid: u32,
+    file: &File,
+    points: &[ProbePoint],
+) -> io::Result<Links> {
+    if points.is_empty() {
+        return Ok(Links::default());
+    }
+    if multi {
+        let flags = if returns { libbpf_sys::BPF_F_UPROBE_MULTI_RETURN } else { 0 };
+        return multi_link(program, libbpf_sys::BPF_TRACE_UPROBE_MULTI, flags, pid, file, points)
+            .map(|link| Links(vec![link]));
+    }
+    points
+        .iter()
+        .map(|point| single_link(program, returns, pid, file, point))
+        .collect::<io::Result<Vec<_>>>()
+        .map(Links)
+}
+
+/// A name under which the kernel opens exactly this file, whatever stands at its path by now.
+fn name_of(file: &File) -> io::Result<CString> {
+    CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(io::Error::other)
+}
+
+fn multi_link(
+    program: &ProgramHandle,
+    kind: u32,
+    flags: u32,
+    pid: u32,
+    file: &File,
+    points: &[ProbePoint],
+) -> io::Result<OwnedFd> {
+    let path = name_of(file)?;
+    let offsets: Vec<libc::c_ulong> = points.iter().map(|point| point.offset).collect();
+    let cookies: Vec<u64> = points.iter().map(|point| u64::from(point.role)).collect();
+    let mut options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64,
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
+        flags,
+        cnt: u32::try_from(points.len()).map_err(io::Error::other)?,
+        path: path.as_ptr(),
+        offsets: offsets.as_ptr(),
+        ref_ctr_offsets: std::ptr::null(),
+        cookies: cookies.as_ptr(),
+        pid,
+        ..Default::default()
+    };
+    // SAFETY: the arrays hold `cnt` entries and outlive the call; the path is NUL-terminated.
+    link(unsafe { libbpf_sys::bpf_link_create(program.as_fd().as_raw_fd(), 0, kind, &options) })
+}
+
+fn single_link(
+    program: &ProgramHandle,
+    returns: bool,
+    pid: u32,
+    file: &File,
+    point: &ProbePoint,
+) -> io::Result<OwnedFd> {
+    let path = name_of(file)?;
+    // The PMU's number and the bit of config that asks for a return probe: kernel/events/core.c, perf_uprobe.
+    let kind: u32 = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)?;
+    let mut attributes = libbpf_sys::perf_event_attr { type_: kind, config: u64::from(returns), ..Default::default() };
+    attributes.size = size_of::<libbpf_sys::perf_event_attr>() as u32;
+    attributes.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
+    attributes.__bindgen_anon_4.probe_offset = point.offset;
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    let event = perf_event(&attributes, pid, -1)?;
+    perf_link(program, event, u64::from(point.role))
+}
+
+fn perf_event(attributes: &libbpf_sys::perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
+    const PERF_FLAG_FD_CLOEXEC: u64 = 8;
+    // SAFETY: the attributes are initialised and carry their own size.
+    link(unsafe { libc::syscall(libc::SYS_perf_event_open, attributes, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC) as i32 })
+        .map_err(|_| io::Error::last_os_error())
+}
+
+fn perf_link(program: &ProgramHandle, event: OwnedFd, cookie: u64) -> io::Result<OwnedFd> {
+    let mut options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64,
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.perf_event =
+        libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_1 { bpf_cookie: cookie };
+    // SAFETY: both descriptors are open; the link keeps a reference of the event, which may then be closed.
+    link(unsafe {
+        libbpf_sys::bpf_link_create(
+            program.as_fd().as_raw_fd(),
+            event.as_raw_fd(),
+            libbpf_sys::BPF_PERF_EVENT,
+            &options,
+        )
+    })
+}
+
+/// Attaches a BTF-typed tracepoint program.
+pub(super) fn raw_tracepoint_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: without a name the kernel takes the one the program was loaded for.
+    link(unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) })
+}
+
+fn link(result: i32) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(result) })
+}
+
+/// Asks the kernel what its multi-probe can do: a link on a process that cannot exist, on a file that cannot be probed. Kernels
+/// whose process filter is right refuse the process (EINVAL), earlier ones the file (EBADF); see libbpf's features.c.
+pub(super) fn multi_filter_is_right(program: &ProgramHandle) -> bool {
+    let (path, offset) = (c"/", 0 as libc::c_ulong);
+    let mut options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64,
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
+        cnt: 1,
+        path: path.as_ptr(),
+        offsets: &offset,
+        pid: u32::MAX,
+        ..Default::default()
+    };
+    // SAFETY: one offset, NUL-terminated path.
+    let code = unsafe {
+        libbpf_sys::bpf_link_create(program.as_fd().as_raw_fd(), 0, libbpf_sys::BPF_TRACE_UPROBE_MULTI, &options)
+    };
+    code == -libc::EINVAL
+}

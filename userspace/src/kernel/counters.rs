@@ -1,0 +1,111 @@
+//! The kernel side's counters, by name: one row an enumerator of `enum rm_counter`, held complete by a test.
+
+use rmprof_probes::abi;
+
+/// A counter: its index in the map, its name in reports, and what one more of it means.
+#[derive(Clone, Copy, Debug)]
+pub struct Counter {
+    /// Index in the counters map.
+    pub index: u32,
+    /// Name in `health.counters`.
+    pub name: &'static str,
+    /// What it means for the numbers.
+    pub meaning: &'static str,
+    /// Does it mean that an event is missing from the numbers?
+    pub loses: bool,
+}
+
+const fn row(index: u32, name: &'static str, loses: bool, meaning: &'static str) -> Counter {
+    Counter { index, name, meaning, loses }
+}
+
+/// Every counter.
+pub const COUNTERS: &[Counter] = &[
+    row(
+        abi::RM_COUNT_EVENTS,
+        "events",
+        false,
+        "events of pages and mappings handled; those of blocks are counted by site",
+    ),
+    row(abi::RM_COUNT_LINE_EVENTS, "line_events", false, "line events of marked functions handled"),
+    row(
+        abi::RM_COUNT_NO_THREAD_MEMORY,
+        "no_thread_memory",
+        true,
+        "no kernel memory for a thread's state: the event is lost",
+    ),
+    row(abi::RM_COUNT_SITES_FULL, "sites_full", true, "too many different stacks: the event's bytes are unattributed"),
+    row(
+        abi::RM_COUNT_BLOCKS_FULL,
+        "blocks_full",
+        true,
+        "too many live blocks: the release of this one will be unknown",
+    ),
+    row(abi::RM_COUNT_LINES_FULL, "lines_full", true, "too many marked lines: the line is not measured"),
+    row(abi::RM_COUNT_ARENAS_FULL, "arenas_full", true, "too much arena memory: pages of it are not seen"),
+    row(
+        abi::RM_COUNT_RING_FULL_STACK,
+        "ring_full_stack",
+        false,
+        "the announcement of a stack had to wait for its next event",
+    ),
+    row(
+        abi::RM_COUNT_RING_FULL_CODE,
+        "ring_full_code",
+        false,
+        "the announcement of a code object had to wait for its next stack",
+    ),
+    row(abi::RM_COUNT_RING_FULL_MAP, "ring_full_map", true, "a mapping call is lost"),
+    row(abi::RM_COUNT_RING_FULL_MARK, "ring_full_mark", true, "a mark is lost: the function has no table"),
+    row(
+        abi::RM_COUNT_STACK_TRUNCATED,
+        "stack_truncated",
+        false,
+        "a stack deeper than the limit: its outer frames are missing",
+    ),
+    row(abi::RM_COUNT_STACK_UNREADABLE, "stack_unreadable", false, "a stack that could not be read to its end"),
+    row(
+        abi::RM_COUNT_CODE_UNREADABLE,
+        "code_unreadable",
+        false,
+        "a code object that could not be read where it was first seen",
+    ),
+    row(
+        abi::RM_COUNT_ACTIVE_FULL,
+        "active_full",
+        false,
+        "marked calls nested too deep: peak and end of these lines are not measured",
+    ),
+    row(abi::RM_COUNT_FREE_FROM_BEFORE, "free_from_before", false, "a release of a block that was not seen allocated"),
+    row(
+        abi::RM_COUNT_RETURN_WITHOUT_ENTRY,
+        "return_without_entry",
+        true,
+        "an allocation whose other half was not seen",
+    ),
+    row(
+        abi::RM_COUNT_OUT_POINTER_UNREADABLE,
+        "out_pointer_unreadable",
+        true,
+        "posix_memalign's result could not be read",
+    ),
+    row(abi::RM_COUNT_ARENA_TOO_LARGE, "arena_too_large", true, "an arena larger than is followed"),
+    row(
+        abi::RM_COUNT_PREDICTION_WRONG,
+        "prediction_wrong",
+        false,
+        "malloc did not return what its cache foretold; its returns are all seen from then on",
+    ),
+    row(abi::RM_COUNT_BLOCK_REPLACED, "block_replaced", true, "an address given out twice: a release was missed"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_enumerator_has_its_row() {
+        let indices: Vec<u32> = COUNTERS.iter().map(|counter| counter.index).collect();
+        assert_eq!(indices, (0..abi::RM_COUNTERS).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,145 @@
+//! Getting out what the kernel side gathered: records as they come, sums when asked.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use rmprof_probes::abi;
+
+use super::attach::from_bytes;
+use super::batch;
+use super::counters::COUNTERS;
+use super::event::{self, Event};
+use super::load::LoadError;
+use crate::ledger::{LineCounts, ProcessId, SiteCounts, StackId, StackStatus};
+
+/// The sums of the session, read at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// By process and stack; the status stands in for a stack that was never announced.
+    pub sites: Vec<(ProcessId, StackId, StackStatus, SiteCounts)>,
+    /// By process, marked code object's address, line.
+    pub lines: Vec<(ProcessId, u64, u32, LineCounts)>,
+    /// By process and marked code object's address: resident bytes at the first entry, 0 when it was never entered.
+    pub entries: Vec<(ProcessId, u64, u64)>,
+    /// By index of [`COUNTERS`].
+    pub counters: Vec<u64>,
+    /// Bytes allocated and released by events that found no room for their site.
+    pub siteless: (u64, u64),
+}
+
+/// The records and sums. Belongs to one thread.
+pub struct Drain {
+    ring: RingBuffer<'static>,
+    records: Rc<RefCell<VecDeque<Event>>>,
+    sites: MapHandle,
+    lines: MapHandle,
+    marks: MapHandle,
+    counters: MapHandle,
+    siteless: MapHandle,
+}
+
+impl Drain {
+    pub(super) fn new(
+        events: MapHandle,
+        sites: MapHandle,
+        lines: MapHandle,
+        marks: MapHandle,
+        counters: MapHandle,
+        siteless: MapHandle,
+    ) -> Result<Self, LoadError> {
+        let records = Rc::new(RefCell::new(VecDeque::new()));
+        let sink = Rc::clone(&records);
+        let mut builder = RingBufferBuilder::new();
+        builder
+            .add(&events, move |record: &[u8]| {
+                if let (Some(event), Ok(mut sink)) = (event::parse(record), sink.try_borrow_mut()) {
+                    sink.push_back(event);
+                }
+                0
+            })
+            .map_err(|_| LoadError::Missing("its ring buffer"))?;
+        let ring = builder.build().map_err(|_| LoadError::Missing("its ring buffer"))?;
+        Ok(Self { ring, records, sites, lines, marks, counters, siteless })
+    }
+
+    /// The descriptor that becomes readable when the buffer fills up. Below that, drain on a clock.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for a copy of it.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the descriptor is the ring buffer's, which outlives the borrow: it is only copied here.
+        unsafe { BorrowedFd::borrow_raw(self.ring.epoll_fd()) }.try_clone_to_owned()
+    }
+
+    /// Everything recorded so far, in order.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn take(&self) -> io::Result<Vec<Event>> {
+        self.ring.consume().map_err(io::Error::other)?;
+        Ok(self.records.borrow_mut().drain(..).collect())
+    }
+
+    /// The sums as they stand.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn totals(&self) -> io::Result<Totals> {
+        let mut totals = Totals { counters: self.sum(&self.counters, COUNTERS.len())?, ..Totals::default() };
+        let siteless = self.sum(&self.siteless, 2)?;
+        totals.siteless = (siteless[0], siteless[1]);
+        for (key, value) in batch::entries(&self.sites)? {
+            if let (Some(key), Some(site)) = (from_bytes::<abi::rm_site_key>(&key), from_bytes::<abi::rm_site>(&value))
+            {
+                let counts = SiteCounts {
+                    allocated_bytes: site.allocated_bytes,
+                    allocations: site.allocations,
+                    released_bytes: site.released_bytes,
+                    releases: site.releases,
+                    dead_bytes: site.dead_bytes,
+                    resident_bytes: site.resident_bytes,
+                    last_event: site.last_event,
+                };
+                totals.sites.push((
+                    ProcessId(key.process),
+                    StackId(key.stack),
+                    event::stack_status(site.status),
+                    counts,
+                ));
+            }
+        }
+        for (key, value) in batch::entries(&self.lines)? {
+            if let (Some(key), Some(line)) = (from_bytes::<abi::rm_line_key>(&key), from_bytes::<abi::rm_line>(&value))
+            {
+                let counts = LineCounts {
+                    occurrences: line.occurrences,
+                    resident_bytes: line.resident_bytes,
+                    peak_bytes: line.peak_bytes,
+                };
+                totals.lines.push((ProcessId(key.process), key.code, key.line, counts));
+            }
+        }
+        for (key, value) in batch::entries(&self.marks)? {
+            if let (Some(key), Some(mark)) = (from_bytes::<abi::rm_mark_key>(&key), from_bytes::<abi::rm_mark>(&value))
+            {
+                totals.entries.push((ProcessId(key.process), key.code, mark.entry_resident_bytes));
+            }
+        }
+        Ok(totals)
+    }
+
+    /// The first `length` elements of an array that every CPU has its own of, summed.
+    fn sum(&self, map: &MapHandle, length: usize) -> io::Result<Vec<u64>> {
+        (0..length)
+            .map(|index| {
+                let key = u32::try_from(index).map_err(io::Error::other)?.to_ne_bytes();
+                let values = map.lookup_percpu(&key, MapFlags::ANY).map_err(io::Error::other)?.unwrap_or_default();
+                Ok(values.iter().filter_map(|value| from_bytes::<u64>(value)).sum())
+            })
+            .collect()
+    }
+}

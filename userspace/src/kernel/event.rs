@@ -1,0 +1,216 @@
+//! Records of the ring buffer as values of our own: what is there is checked, what is not is `None`.
+
+use rmprof_probes::abi;
+
+use super::attach::from_bytes;
+use crate::ledger::{CodeKey, Frame, MapChange, ProcessId, Stack, StackId, StackStatus};
+
+/// A str as the kernel side copied it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawText {
+    /// Bytes a character: 1 (Latin-1), 2, 4.
+    pub kind: u32,
+    /// The characters.
+    pub bytes: Vec<u8>,
+}
+
+/// A code object as the kernel side copied it; what is absent is to be read by user space.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawCode {
+    /// `co_firstlineno`.
+    pub first_line: u32,
+    /// `co_filename`.
+    pub filename: Option<RawText>,
+    /// `co_name`.
+    pub name: Option<RawText>,
+    /// `co_qualname`.
+    pub qualified_name: Option<RawText>,
+    /// `co_lnotab` or `co_linetable`.
+    pub line_table: Option<Vec<u8>>,
+}
+
+/// What the kernel side tells at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// First sight of a stack.
+    Stack {
+        /// In which process.
+        process: ProcessId,
+        /// Its name.
+        id: StackId,
+        /// Its frames.
+        stack: Stack,
+        /// Address of the thread state it was read from, 0 for none.
+        thread_state: u64,
+        /// The thread pointer of the thread.
+        thread_pointer: u64,
+    },
+    /// First sight of a code object.
+    Code {
+        /// In which process.
+        process: ProcessId,
+        /// Which.
+        key: CodeKey,
+        /// What was copied.
+        code: RawCode,
+    },
+    /// The bytecode of a code object whose record comes next.
+    Bytecode {
+        /// In which process.
+        process: ProcessId,
+        /// Which.
+        key: CodeKey,
+        /// `co_code`.
+        bytecode: Vec<u8>,
+    },
+    /// A function was marked.
+    Mark {
+        /// In which process.
+        process: ProcessId,
+        /// Its code object.
+        key: CodeKey,
+        /// In which order of the process.
+        order: u32,
+    },
+    /// The launch help is loaded: marks are available.
+    Hello {
+        /// In which process.
+        process: ProcessId,
+    },
+    /// A mapping call of the program's own.
+    Map {
+        /// In which process.
+        process: ProcessId,
+        /// By which stack.
+        stack: StackId,
+        /// What it changed.
+        change: MapChange,
+    },
+}
+
+impl Event {
+    /// The image it is about.
+    pub fn process(&self) -> ProcessId {
+        match self {
+            Self::Stack { process, .. }
+            | Self::Code { process, .. }
+            | Self::Bytecode { process, .. }
+            | Self::Mark { process, .. }
+            | Self::Hello { process }
+            | Self::Map { process, .. } => *process,
+        }
+    }
+}
+
+/// The status as the ledger names it.
+pub(super) fn stack_status(status: u32) -> StackStatus {
+    match status {
+        abi::RM_STACK_COMPLETE => StackStatus::Complete,
+        abi::RM_STACK_TRUNCATED => StackStatus::Truncated,
+        abi::RM_STACK_NO_THREAD => StackStatus::NoPythonFrame,
+        abi::RM_STACK_START_UP => StackStatus::StartUp,
+        abi::RM_STACK_FOREIGN => StackStatus::ReadFailed,
+        _ => StackStatus::ReadFailed,
+    }
+}
+
+/// Reads one record. `None`: not one of ours, which cannot happen with the object of this build.
+pub fn parse(record: &[u8]) -> Option<Event> {
+    let head: abi::rm_event = from_bytes(record)?;
+    let process = ProcessId(head.process);
+    match head.kind {
+        abi::RM_EVENT_STACK => parse_stack(process, record),
+        abi::RM_EVENT_CODE => parse_code(process, record),
+        abi::RM_EVENT_MARK => {
+            let mark: abi::rm_mark_event = from_bytes(record)?;
+            let key = CodeKey { address: mark.code, fingerprint: mark.fingerprint };
+            Some(Event::Mark { process, key, order: mark.order })
+        }
+        abi::RM_EVENT_BYTECODE => {
+            use std::mem::offset_of;
+            let address: u64 = record.get(offset_of!(abi::rm_bytecode_event, code)..).and_then(from_bytes)?;
+            let fingerprint: u32 =
+                record.get(offset_of!(abi::rm_bytecode_event, fingerprint)..).and_then(from_bytes)?;
+            let bytes: u32 = record.get(offset_of!(abi::rm_bytecode_event, bytes)..).and_then(from_bytes)?;
+            let data = record.get(offset_of!(abi::rm_bytecode_event, data)..)?.get(..bytes as usize)?;
+            Some(Event::Bytecode { process, key: CodeKey { address, fingerprint }, bytecode: data.to_vec() })
+        }
+        abi::RM_EVENT_HELLO => Some(Event::Hello { process }),
+        abi::RM_EVENT_MAP => {
+            let map: abi::rm_map_event = from_bytes(record)?;
+            let change = match map.change {
+                abi::RM_MAP_MMAP => MapChange::Map { start: map.to, bytes: map.to_bytes },
+                abi::RM_MAP_MUNMAP => MapChange::Unmap { start: map.from, bytes: map.from_bytes },
+                abi::RM_MAP_MREMAP => {
+                    MapChange::Move { from: map.from, from_bytes: map.from_bytes, to: map.to, to_bytes: map.to_bytes }
+                }
+                _ => MapChange::Break { from: map.from, to: map.to },
+            };
+            Some(Event::Map { process, stack: StackId(map.stack), change })
+        }
+        _ => None,
+    }
+}
+
+fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
+    const FRAMES_AT: usize = std::mem::offset_of!(abi::rm_stack_event, frames);
+    let word = |at: usize| record.get(at..at + 8).and_then(from_bytes::<u64>);
+    let status: u32 = record.get(std::mem::offset_of!(abi::rm_stack_event, status)..).and_then(from_bytes)?;
+    let count: u32 = record.get(std::mem::offset_of!(abi::rm_stack_event, frame_count)..).and_then(from_bytes)?;
+    let frames = record.get(FRAMES_AT..)?.chunks_exact(size_of::<abi::rm_frame>()).take(count as usize);
+    let frames: Vec<Frame> = frames
+        .filter_map(from_bytes::<abi::rm_frame>)
+        .map(|frame| Frame {
+            code: CodeKey { address: frame.code, fingerprint: frame.fingerprint },
+            position: frame.position,
+        })
+        .collect();
+    Some(Event::Stack {
+        process,
+        id: StackId(word(std::mem::offset_of!(abi::rm_stack_event, stack))?),
+        stack: Stack { status: stack_status(status), frames },
+        thread_state: word(std::mem::offset_of!(abi::rm_stack_event, thread_state))?,
+        thread_pointer: word(std::mem::offset_of!(abi::rm_stack_event, fsbase))?,
+    })
+}
+
+fn parse_code(process: ProcessId, record: &[u8]) -> Option<Event> {
+    use std::mem::offset_of;
+    let field = |at: usize| record.get(at..).and_then(from_bytes::<u32>);
+    let flags = field(offset_of!(abi::rm_code_event, flags))?;
+    let text = |missing: u32, head: usize, data: usize, limit: u32| -> Option<RawText> {
+        let head: abi::rm_text = record.get(head..).and_then(from_bytes)?;
+        let absent = flags & missing != 0 || head.bytes > limit;
+        let bytes = (!absent).then(|| record.get(data..data + head.bytes as usize)).flatten()?;
+        Some(RawText { kind: head.kind, bytes: bytes.to_vec() })
+    };
+    let table_bytes = field(offset_of!(abi::rm_code_event, table_bytes))? as usize;
+    let table_at = offset_of!(abi::rm_code_event, table);
+    let code = RawCode {
+        first_line: field(offset_of!(abi::rm_code_event, first_line))?,
+        filename: text(
+            abi::RM_CODE_NO_FILENAME,
+            offset_of!(abi::rm_code_event, filename),
+            offset_of!(abi::rm_code_event, filename_data),
+            abi::RM_FILENAME_BYTES,
+        ),
+        name: text(
+            abi::RM_CODE_NO_NAME,
+            offset_of!(abi::rm_code_event, name),
+            offset_of!(abi::rm_code_event, name_data),
+            abi::RM_NAME_BYTES,
+        ),
+        qualified_name: text(
+            abi::RM_CODE_NO_QUALNAME,
+            offset_of!(abi::rm_code_event, qualname),
+            offset_of!(abi::rm_code_event, qualname_data),
+            abi::RM_QUALNAME_BYTES,
+        ),
+        line_table: (flags & abi::RM_CODE_NO_TABLE == 0)
+            .then(|| record.get(table_at..table_at + table_bytes).map(<[u8]>::to_vec))
+            .flatten(),
+    };
+    let address: u64 = record.get(offset_of!(abi::rm_code_event, code)..).and_then(from_bytes)?;
+    let key = CodeKey { address, fingerprint: field(offset_of!(abi::rm_code_event, fingerprint))? };
+    Some(Event::Code { process, key, code })
+}

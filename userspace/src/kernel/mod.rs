@@ -1,0 +1,15 @@
+//! The kernel's side of the house: what it offers, loading, attaching, draining. The only place that names the BPF library.
+
+pub mod allocators;
+mod attach;
+mod batch;
+pub mod counters;
+mod drain;
+pub mod event;
+pub mod features;
+
+mod load;
+
+pub use attach::{Attacher, Links, ProbePoint, Rung};
+pub use drain::{Drain, Totals};
+pub use load::{Kernel, LoadError, Mode};

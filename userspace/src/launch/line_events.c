@@ -1,0 +1,486 @@
+/*
+ * The native half of the launch shim: `_rmprof_launch.so`.
+ *
+ * Marks code objects and turns the interpreter's line events of marked code into calls of three *sites*: exported
+ * functions that do nothing, where the kernel side's uprobes sit: a nop of one byte, which every kernel emulates, and a
+ * ret. Not a nop of five bytes: under a probe Linux 6.18 makes that a call of a trampoline, which a fork copies without
+ * the trampoline; a child forked while we are killed then jumps into nothing.
+ * Without a tracer a site costs a call and a return.
+ *
+ * Freestanding on purpose: no libc, no Python.h. One file loads in CPython 3.8 to 3.13, release, debug, trace-refs and
+ * free-threaded builds, on glibc and musl. Everything used is declared below by hand and is either in the stable ABI or
+ * in the dynamic symbol table of every build looked at; what is missing in some versions is weak.
+ *
+ * 3.12+    sys.monitoring calls on_line / on_end / on_unwind (marks.py registers them).
+ * 3.8-3.11 a frame evaluation function (PEP 523) switches C-level tracing on for marked frames and off around unmarked
+ *          callees, so that only marked frames pay. The switch is a few stores into the thread state instead of
+ *          PyEval_SetTrace, which would raise an audit event (`sys.settrace`) a frame and may be vetoed by a hook.
+ *          The offsets come from marks.py and are proved against PyEval_SetTrace once, before anything relies on them.
+ */
+
+typedef long Py_ssize_t; /* LP64: x86_64 and aarch64 */
+typedef struct object PyObject;
+typedef PyObject *(*PyCFunction)(PyObject *, PyObject *);
+typedef int (*Py_tracefunc)(PyObject *, PyObject *, int, PyObject *);
+typedef PyObject *(*frame_eval_3_8)(void *frame, int throwing);
+typedef PyObject *(*frame_eval_3_9)(void *tstate, void *frame, int throwing);
+
+struct PyMethodDef {
+	const char *ml_name;
+	PyCFunction ml_meth;
+	int ml_flags;
+	const char *ml_doc;
+};
+enum { METH_VARARGS = 1, METH_O = 8, METH_FASTCALL = 0x80 };
+
+struct PyModuleDef_Slot {
+	int slot;
+	void *value;
+};
+enum { Py_mod_multiple_interpreters = 3, Py_mod_gil = 4 };
+
+/* Include/cpython/pystate.h: PyTrace_LINE, PyTrace_RETURN (also when a frame yields and when an exception leaves it). */
+enum { TRACE_LINE = 2, TRACE_RETURN = 3 };
+
+extern PyObject _Py_NoneStruct, PyCode_Type, PyType_Type, *PyExc_RuntimeError, *PyExc_TypeError;
+extern PyObject *PyModuleDef_Init(void *);
+extern PyObject *PyObject_Type(PyObject *);
+extern PyObject *PyBool_FromLong(long);
+extern long PyLong_AsLong(PyObject *);
+extern void PyErr_SetString(PyObject *, const char *);
+extern void PyErr_Clear(void);
+extern PyObject *PyErr_Occurred(void);
+extern PyObject *PyErr_NoMemory(void);
+extern void Py_IncRef(PyObject *), Py_DecRef(PyObject *);
+extern int PyArg_ParseTuple(PyObject *, const char *, ...);
+extern const char *Py_GetVersion(void);
+extern void *PyMem_RawCalloc(unsigned long, unsigned long);
+extern int PyCode_Addr2Line(PyObject *, int);
+extern int PyFrame_GetLineNumber(PyObject *);
+extern void PyEval_SetTrace(Py_tracefunc, PyObject *);
+extern void *PyThreadState_Get(void);
+extern PyObject *_PyEval_EvalFrameDefault();
+#define WEAK __attribute__((weak))
+extern WEAK char _PyRuntime[];
+extern WEAK PyObject *PyFrame_GetCode(PyObject *);                              /* 3.9+ */
+extern WEAK void *_PyThreadState_UncheckedGet(void);                            /* to 3.12 */
+extern WEAK frame_eval_3_9 _PyInterpreterState_GetEvalFrameFunc(void *);        /* 3.9+ */
+extern WEAK void _PyInterpreterState_SetEvalFrameFunc(void *, frame_eval_3_9);  /* 3.9+ */
+
+/* ---- the sites ------------------------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#define SITE_BODY "nop\n\tret"
+#elif defined(__aarch64__)
+#define SITE_BODY "nop\n\tret"
+#else
+#error "x86_64 and aarch64 are known"
+#endif
+#define UNUSED __attribute__((unused))
+#define SITE __attribute__((naked, noinline, used, aligned(16), visibility("default")))
+
+/* what: 0 a line begins; 1 the frame's current line ended and no other began in this frame (return, yield, unwind).
+ * line: of what = 1, the line that ended. */
+SITE void rmprof_site_line(UNUSED void *code, UNUSED long line, UNUSED long what) { __asm__(SITE_BODY); }
+/* Once for each marked code object of the process, before it can give a line event; order counts from 0. */
+SITE void rmprof_site_mark(UNUSED void *code, UNUSED long order) { __asm__(SITE_BODY); }
+/* Once, when the shim has loaded: marks are available in this process. */
+SITE void rmprof_site_hello(UNUSED long hexversion, UNUSED long pid) { __asm__(SITE_BODY); }
+
+#ifdef RMPROF_TEST
+#include "check/recorder.h"
+#else
+#define site_line rmprof_site_line
+#endif
+
+static PyObject *none(void)
+{
+	Py_IncRef(&_Py_NoneStruct);
+	return &_Py_NoneStruct;
+}
+
+/* ---- the set of marked code objects ----------------------------------------------------------------------------- */
+
+/* Open addressing, grows by doubling, never shrinks. Readers take no lock (free-threaded builds): a table is published
+ * whole, slots only ever go from 0 to a code object, and old tables are left as they are (together less than the new). */
+struct table {
+	unsigned long mask;
+	void **slots;
+};
+static void *first_slots[64];
+static struct table first_table = { 63, first_slots };
+static struct table *marked = &first_table;
+static unsigned long marked_count;
+static int marked_lock;
+static long hello_pid;
+
+static unsigned long slot_of(const struct table *table, const void *code)
+{
+	/* Code objects are 16-byte aligned; Fibonacci hashing spreads what is left. */
+	unsigned long i = (((unsigned long)code >> 4) * 0x9e3779b97f4a7c15ul >> 32) & table->mask;
+	void *seen;
+	while ((seen = __atomic_load_n(&table->slots[i], __ATOMIC_RELAXED)) && seen != code)
+		i = (i + 1) & table->mask;
+	return i;
+}
+
+static int is_marked(const void *code)
+{
+	const struct table *table = __atomic_load_n(&marked, __ATOMIC_ACQUIRE);
+	return table->slots[slot_of(table, code)] == code;
+}
+
+/* Under marked_lock. 0 when there is no memory. */
+static int make_room(void)
+{
+	struct table *old = marked;
+	if (2 * (marked_count + 1) <= old->mask + 1)
+		return 1;
+	unsigned long size = 2 * (old->mask + 1);
+	struct table *table = PyMem_RawCalloc(1, sizeof(struct table) + size * sizeof(void *));
+	if (!table)
+		return 0;
+	table->mask = size - 1;
+	table->slots = (void **)(table + 1);
+	for (unsigned long i = 0; i <= old->mask; i++)
+		if (old->slots[i])
+			table->slots[slot_of(table, old->slots[i])] = old->slots[i];
+	__atomic_store_n(&marked, table, __ATOMIC_RELEASE);
+	return 1;
+}
+
+static int add_mark(PyObject *code, unsigned long *order)
+{
+	int added = -1;
+	while (__atomic_exchange_n(&marked_lock, 1, __ATOMIC_ACQUIRE))
+		;
+	if (is_marked(code)) {
+		added = 0;
+	} else if (make_room()) {
+		__atomic_store_n(&marked->slots[slot_of(marked, code)], (void *)code, __ATOMIC_RELEASE);
+		*order = marked_count++;
+		added = 1;
+	}
+	__atomic_store_n(&marked_lock, 0, __ATOMIC_RELEASE);
+	return added;
+}
+
+/* ---- 3.12+: callbacks of sys.monitoring ------------------------------------------------------------------------- */
+
+static PyObject *on_line(UNUSED PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+	if (count == 2)
+		site_line(args[0], PyLong_AsLong(args[1]), 0);
+	return none();
+}
+
+static PyObject *on_end(UNUSED PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+	if (count == 3 && is_marked(args[0]))
+		site_line(args[0], PyCode_Addr2Line(args[0], (int)PyLong_AsLong(args[1])), 1);
+	return none();
+}
+
+/* ---- 3.8-3.11: PEP 523 and C-level tracing ----------------------------------------------------------------------- */
+
+/* Offsets in bytes, from marks.py; -1: this version has no such field. */
+static struct {
+	Py_ssize_t tracing;       /* PyThreadState: int, depth of running trace functions */
+	Py_ssize_t profile_func;  /* PyThreadState.c_profilefunc */
+	Py_ssize_t trace_func;    /* PyThreadState.c_tracefunc */
+	Py_ssize_t cframe;        /* PyThreadState.cframe (3.10+), which then holds use_tracing at its start */
+	Py_ssize_t use_tracing;   /* in the thread state or in *cframe */
+	Py_ssize_t use_bytes;     /* width of use_tracing: 4 or 1 */
+	Py_ssize_t possible_base; /* counter tracing_possible: 0 none, 1 in _PyRuntime, 2 in the interpreter state */
+	Py_ssize_t possible;
+	Py_ssize_t interp;        /* PyThreadState.interp */
+	Py_ssize_t eval_frame;    /* PyInterpreterState.eval_frame where there is no function to set it (3.8) */
+	Py_ssize_t frame_code;    /* f_code of what the evaluation function is given */
+	Py_ssize_t frame_line;    /* PyFrameObject.f_lineno where it is up to date in a trace function and the API is slow */
+} at;
+static int use_value; /* what this CPython writes into use_tracing for "on": 1 or 255 */
+static int layout_proved, hook_installed;
+static frame_eval_3_8 next_3_8 = (frame_eval_3_8)_PyEval_EvalFrameDefault;
+static frame_eval_3_9 next_3_9 = (frame_eval_3_9)_PyEval_EvalFrameDefault;
+
+#define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
+
+static int trace(UNUSED PyObject *self, PyObject *frame, int what, UNUSED PyObject *arg)
+{
+	if (what != TRACE_LINE && what != TRACE_RETURN)
+		return 0;
+	PyObject *code;
+	if (PyFrame_GetCode) {
+		code = PyFrame_GetCode(frame);
+		Py_DecRef(code); /* the frame holds it */
+	} else {
+		code = FIELD(PyObject *, frame, at.frame_code);
+	}
+	if (!is_marked(code))
+		return 0;
+	int line = at.frame_line >= 0 ? FIELD(int, frame, at.frame_line) : 0;
+	site_line(code, line > 0 ? line : PyFrame_GetLineNumber(frame), what == TRACE_RETURN);
+	return 0;
+}
+
+static Py_tracefunc trace_func(void *tstate)
+{
+	return FIELD(Py_tracefunc, tstate, at.trace_func);
+}
+
+static int use_tracing(void *tstate)
+{
+	void *base = at.cframe >= 0 ? FIELD(void *, tstate, at.cframe) : tstate;
+	return at.use_bytes == 1 ? FIELD(unsigned char, base, at.use_tracing) : FIELD(int, base, at.use_tracing);
+}
+
+static int *tracing_possible(void *tstate)
+{
+	if (at.possible_base == 1)
+		return &FIELD(int, _PyRuntime, at.possible);
+	if (at.possible_base == 2)
+		return &FIELD(int, FIELD(void *, tstate, at.interp), at.possible);
+	return 0;
+}
+
+/* What PyEval_SetTrace(func, NULL) does, without its audit event; c_traceobj is NULL whenever this is called. */
+static void set_trace(void *tstate, Py_tracefunc func)
+{
+	int *possible = tracing_possible(tstate);
+	if (possible)
+		*possible += (func != 0) - (trace_func(tstate) != 0);
+	FIELD(Py_tracefunc, tstate, at.trace_func) = func;
+	int on = func || FIELD(void *, tstate, at.profile_func) ? use_value : 0;
+	void *base = at.cframe >= 0 ? FIELD(void *, tstate, at.cframe) : tstate;
+	if (at.use_bytes == 1)
+		FIELD(unsigned char, base, at.use_tracing) = (unsigned char)on;
+	else
+		FIELD(int, base, at.use_tracing) = on;
+}
+
+/* What has to be put back when the frame is left. */
+enum undo { NOTHING, SWITCH_OFF, SWITCH_ON };
+
+/* A frame of `code` is about to run: what is to be done? A trace function that is not ours (debugger, coverage) is never
+ * touched: no line events then. Inside somebody's trace or profile function (tracing > 0) CPython traces nothing, nor do
+ * we. */
+static inline enum undo wanted(void *tstate, void *code)
+{
+	Py_tracefunc current = trace_func(tstate);
+	int be_on = is_marked(code);
+	if ((current == trace) == be_on || (current && current != trace) || FIELD(int, tstate, at.tracing))
+		return NOTHING;
+	return be_on ? SWITCH_OFF : SWITCH_ON;
+}
+
+static enum undo enter(void *tstate, void *code)
+{
+	enum undo undo = wanted(tstate, code);
+	if (undo != NOTHING)
+		set_trace(tstate, undo == SWITCH_OFF ? trace : 0);
+	return undo;
+}
+
+/* The program may have called sys.settrace meanwhile: then what it set stays. */
+static void leave(void *tstate, enum undo undo)
+{
+	Py_tracefunc current = trace_func(tstate);
+	if (undo == SWITCH_OFF && current == trace)
+		set_trace(tstate, 0);
+	else if (undo == SWITCH_ON && !current)
+		set_trace(tstate, trace);
+}
+
+static __attribute__((noinline)) PyObject *switched_3_9(void *tstate, void *frame, int throwing)
+{
+	enum undo undo = enter(tstate, FIELD(void *, frame, at.frame_code));
+	PyObject *result = next_3_9(tstate, frame, throwing);
+	leave(tstate, undo);
+	return result;
+}
+
+static __attribute__((noinline)) PyObject *switched_3_8(void *frame, int throwing)
+{
+	void *tstate = _PyThreadState_UncheckedGet();
+	enum undo undo = enter(tstate, FIELD(void *, frame, at.frame_code));
+	PyObject *result = next_3_8(frame, throwing);
+	leave(tstate, undo);
+	return result;
+}
+
+/* The evaluation functions. Tail calls: a frame for which nothing is to be done costs no C stack of ours. */
+static PyObject *eval_3_9(void *tstate, void *frame, int throwing)
+{
+	if (__builtin_expect(wanted(tstate, FIELD(void *, frame, at.frame_code)) == NOTHING, 1))
+		__attribute__((musttail)) return next_3_9(tstate, frame, throwing);
+	__attribute__((musttail)) return switched_3_9(tstate, frame, throwing);
+}
+
+static PyObject *eval_3_8(void *frame, int throwing)
+{
+	void *tstate = _PyThreadState_UncheckedGet();
+	if (__builtin_expect(wanted(tstate, FIELD(void *, frame, at.frame_code)) == NOTHING, 1))
+		__attribute__((musttail)) return next_3_8(frame, throwing);
+	__attribute__((musttail)) return switched_3_8(frame, throwing);
+}
+
+/* At the first mark of an interpreter. Another evaluation function that is already there is called in place of the
+ * default; one that is put over ours later is left alone, even when it hides us. */
+static void install_hook(void)
+{
+	void *interp = FIELD(void *, PyThreadState_Get(), at.interp);
+	if (at.eval_frame >= 0) {
+		frame_eval_3_8 *slot = &FIELD(frame_eval_3_8, interp, at.eval_frame);
+		if (*slot == (frame_eval_3_8)_PyEval_EvalFrameDefault || !hook_installed) {
+			next_3_8 = *slot;
+			*slot = eval_3_8;
+		}
+	} else {
+		frame_eval_3_9 current = _PyInterpreterState_GetEvalFrameFunc(interp);
+		if (current == (frame_eval_3_9)_PyEval_EvalFrameDefault || !hook_installed) {
+			next_3_9 = current;
+			_PyInterpreterState_SetEvalFrameFunc(interp, eval_3_9);
+		}
+	}
+	hook_installed = 1;
+}
+
+/* Sets a trace function the documented way and looks whether every field of `at` moved as expected, then back. */
+static int prove_layout(void)
+{
+	void *tstate = PyThreadState_Get();
+	void *interp = FIELD(void *, tstate, at.interp);
+	if (trace_func(tstate) || FIELD(void *, tstate, at.profile_func) || FIELD(int, tstate, at.tracing) || use_tracing(tstate))
+		return 0;
+	if (at.eval_frame >= 0) {
+		/* Before any other PEP 523 user can exist: the shim is loaded by site. */
+		if (FIELD(void *, interp, at.eval_frame) != (void *)_PyEval_EvalFrameDefault || !_PyThreadState_UncheckedGet)
+			return 0;
+	} else if (!_PyInterpreterState_GetEvalFrameFunc || !_PyInterpreterState_SetEvalFrameFunc || !PyFrame_GetCode) {
+		return 0;
+	}
+	if (at.possible_base == 1 && !_PyRuntime)
+		return 0;
+	int *possible = tracing_possible(tstate);
+	int before = possible ? *possible : 0;
+	PyEval_SetTrace(trace, 0);
+	use_value = use_tracing(tstate);
+	int on = trace_func(tstate) == trace && (use_value == 1 || use_value == 255) && (!possible || *possible == before + 1);
+	PyEval_SetTrace(0, 0);
+	return on && !trace_func(tstate) && !use_tracing(tstate) && (!possible || *possible == before) && !PyErr_Occurred();
+}
+
+/* ---- the module --------------------------------------------------------------------------------------------------- */
+
+/* use_layout(tuple): offsets for 3.8-3.11. RuntimeError when the interpreter is not laid out like that. */
+static PyObject *use_layout(UNUSED PyObject *self, PyObject *args)
+{
+	if (layout_proved) /* another interpreter of this process */
+		return none();
+	if (!PyArg_ParseTuple(args, "nnnnnnnnnnnn", &at.tracing, &at.profile_func, &at.trace_func, &at.cframe,
+			      &at.use_tracing, &at.use_bytes, &at.possible_base, &at.possible, &at.interp, &at.eval_frame,
+			      &at.frame_code, &at.frame_line))
+		return 0;
+	if (!prove_layout()) {
+		PyErr_Clear();
+		PyErr_SetString(PyExc_RuntimeError, "unknown layout of the thread state");
+		return 0;
+	}
+	layout_proved = 1;
+	return none();
+}
+
+/* mark(code) -> True when it was not marked before. The reference taken is never given back, so that the memory of a
+ * marked code object stays what it is as long as the process lives. */
+static PyObject *mark(UNUSED PyObject *self, PyObject *code)
+{
+	PyObject *type = PyObject_Type(code);
+	Py_DecRef(type); /* the object holds it */
+	if (type != &PyCode_Type) {
+		PyErr_SetString(PyExc_TypeError, "not a code object");
+		return 0;
+	}
+	unsigned long order;
+	int added = add_mark(code, &order);
+	if (added < 0)
+		return PyErr_NoMemory();
+	if (added) {
+		Py_IncRef(code);
+		rmprof_site_mark(code, (long)order);
+	}
+	if (layout_proved)
+		install_hook();
+	return PyBool_FromLong(added);
+}
+
+static PyObject *hello(UNUSED PyObject *self, PyObject *args)
+{
+	long hexversion, pid;
+	if (!PyArg_ParseTuple(args, "ll", &hexversion, &pid))
+		return 0;
+	if (hello_pid != pid) { /* else a sub-interpreter loaded the shim again */
+		hello_pid = pid;
+		rmprof_site_hello(hexversion, pid);
+	}
+	return none();
+}
+
+static struct PyMethodDef methods[] = {
+	{ "use_layout", use_layout, METH_VARARGS, 0 },
+	{ "mark", mark, METH_O, 0 },
+	{ "hello", hello, METH_VARARGS, 0 },
+	{ "on_line", (PyCFunction)(void *)on_line, METH_FASTCALL, 0 },
+	{ "on_end", (PyCFunction)(void *)on_end, METH_FASTCALL, 0 },
+#ifdef RMPROF_TEST
+	{ "events", test_take, METH_O, 0 },
+#endif
+	{ 0, 0, 0, 0 },
+};
+
+/* From 3.12 a module says that it may be loaded in interpreters with a GIL of their own, from 3.13 that it needs none;
+ * older versions refuse slots they do not know. 2: Py_MOD_PER_INTERPRETER_GIL_SUPPORTED; 1: Py_MOD_GIL_NOT_USED. */
+static struct PyModuleDef_Slot slots[3];
+
+/* PyModuleDef after its object header, which is 16 bytes, or 32 in trace-refs and free-threaded builds. */
+struct definition {
+	void *m_init;
+	Py_ssize_t m_index;
+	void *m_copy;
+	const char *m_name, *m_doc;
+	Py_ssize_t m_size;
+	struct PyMethodDef *m_methods;
+	struct PyModuleDef_Slot *m_slots;
+	void *m_traverse, *m_clear, *m_free;
+};
+static union {
+	long align;
+	char bytes[32 + sizeof(struct definition)];
+} definition;
+
+__attribute__((visibility("default"))) PyObject *PyInit__rmprof_launch(void)
+{
+	/* `type` is its own type: that tells where ob_type is, hence how long the header is. */
+	const void *const *type = (const void *const *)&PyType_Type;
+	unsigned long header = type[1] == type ? 16 : type[3] == type ? 32 : 0;
+	const char *version = Py_GetVersion(); /* "3.N.P ..." */
+	int minor = version[2] - '0';
+	if (version[3] >= '0' && version[3] <= '9')
+		minor = minor * 10 + version[3] - '0';
+	if (!header || version[0] != '3' || version[1] != '.' || minor < 8 || minor > 13) {
+		PyErr_SetString(PyExc_RuntimeError, "unknown version of Python");
+		return 0;
+	}
+	if (minor >= 12) {
+		slots[0].slot = Py_mod_multiple_interpreters;
+		slots[0].value = (void *)2;
+	}
+	if (minor >= 13) {
+		slots[1].slot = Py_mod_gil;
+		slots[1].value = (void *)1;
+	}
+	struct definition *def = (struct definition *)(definition.bytes + header);
+	def->m_name = "_rmprof_launch";
+	def->m_methods = methods;
+	def->m_slots = slots;
+	return PyModuleDef_Init(definition.bytes);
+}

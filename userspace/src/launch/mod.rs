@@ -1,0 +1,172 @@
+//! What a started program gets from us: the builtin `profile` and the line events of the functions it marks.
+//!
+//! # How it works
+//!
+//! [`Shim::create`] makes a directory of four files, and [`Shim::pythonpath`] puts it first in the program's `PYTHONPATH`:
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
+//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.8 to 3.13 |
+//! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
+//! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
+//!
+//! `profile(f)` returns `f` itself and wraps nothing: it marks `f.__code__`. From then on the interpreter tells the
+//! extension each line of that code that begins, and the extension calls `rmprof_site_line`, a function of one nop and one
+//! return where the kernel side's probe sits. In other interpreters than CPython 3.8 to 3.13 `profile` is the identity and
+//! no site is called; any failure of ours has the same outcome. `-I`, `-E` and `-S` keep the shim out: no `profile` then.
+//!
+//! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each marked code object
+//! `rmprof_site_mark(code, order)` once, before its first event, `order` from 0; `rmprof_site_line(code, line, what)` with
+//! what = 0 when a line begins and 1 when the frame's current line ended without another beginning in this frame (return,
+//! yield, await, exception; `line` is then the line that ended). A generator closed before it began gives a lone 1. After a
+//! resumption CPython tells no line until the next one begins. A marked code object is never freed. A child of fork calls
+//! no hello and no mark: it has its parent's marks, at the same addresses.
+//!
+//! # What a program can see of it
+//!
+//! - `PYTHONPATH` in its environment, for its children's sake; `sys.path` is as without us.
+//! - `builtins.profile`; one finder more at `sys.meta_path[0]`, which answers for `memory_profiler` alone. `sys.modules` has
+//!   nothing more; under `-S` the directory stays on `sys.path`. A real `memory_profiler` is imported when the program asks
+//!   the stand-in for more than `profile`.
+//! - `_rmprof_launch.so` in its memory map. An empty program starts 2 to 3.5 ms later and has 0.6 to 0.9 MiB more resident
+//!   memory (3.8 to 3.13), most of it what compiling `marks.py` leaves in the allocators for the program to reuse.
+//! - 3.12+, after the first mark: a `sys.monitoring` tool `rmprof-bpf`, id 3 where it is free (four audit
+//!   events `sys.monitoring.register_callback`).
+//! - 3.8 to 3.11, after the first mark: a frame evaluation function (PEP 523). It costs unmarked calls 0 to 4 ns up to 3.10
+//!   (a tail call, no C stack) and 12 ns in 3.11, where a Python call then uses C stack as it did up to 3.10: a program that
+//!   raises the recursion limit past about 20,000 frames may need `ulimit -s`. A marked function that recurses uses some
+//!   C stack more in all four.
+//! - 3.8 to 3.11: where the program has a trace function of its own (`sys.settrace`: debugger, coverage), that one is left
+//!   alone and marked functions give no line events as long as it is there.
+//! - 3.8 to 3.11 with greenlets (gevent, eventlet): tracing belongs to the thread, greenlet itself sees to that. A marked
+//!   function that another greenlet interrupted may give no line events, its end included, until it is entered again.
+//! - A traceback out of the user's own `sitecustomize` (`python -v`, `SystemExit`) has our frame in it.
+//! - `-X importtime` has a line `sitecustomize` more. Audit events: one `import` of the extension, and up to 3.11 two
+//!   `sys.settrace`, all before any Python code of the program can listen.
+//!
+//! # What a mark costs
+//!
+//! About 10 to 25 ns a line event without a probe; a call from a marked to an unmarked function 30 to 80 ns up to 3.11,
+//! nothing later; other code nothing (3.12+) or as above.
+//!
+//! # What is left behind
+//!
+//! Nothing, even when we are killed: see `janitor.rs`.
+
+mod directory;
+mod janitor;
+mod sites;
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fchmod};
+
+pub use sites::{SITES, Site, SitePlace, site_places};
+
+/// The compiled `line_events.c`.
+pub(crate) const EXTENSION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/line_events.so"));
+const EXTENSION_NAME: &CStr = c"_rmprof_launch.so";
+
+/// Every file of the directory, and one that only Python 2 run by root leaves.
+const FILES: &[(&CStr, &[u8])] = &[
+    (c"sitecustomize.py", include_bytes!("sitecustomize.py")),
+    (c"rmprof-marks.py", include_bytes!("marks.py")),
+    (EXTENSION_NAME, EXTENSION),
+    (c"__pycache__", b""),
+];
+const NAMES: &[&CStr] =
+    &[c"sitecustomize.py", c"rmprof-marks.py", EXTENSION_NAME, c"__pycache__", c"sitecustomize.pyc"];
+
+/// The shim directory of one run. Dropping it removes the directory.
+#[derive(Debug)]
+pub struct Shim {
+    path: PathBuf,
+    directory: OwnedFd,
+    janitor: Option<janitor::Janitor>,
+}
+
+impl Shim {
+    /// Makes the directory (owned by our effective user, mode 0755, files 0644) where code can be loaded from and nobody
+    /// else can put his own in its place, and forks the janitor.
+    ///
+    /// To be called early: the janitor holds a copy of our memory, shared until written.
+    ///
+    /// # Errors
+    ///
+    /// When no candidate directory will do (the message says why for each), or the files cannot be written.
+    pub fn create() -> Result<Self> {
+        let (path, directory) = directory::create()?;
+        let mut shim = Shim { path, directory, janitor: None };
+        let janitor = janitor::Janitor::start(&shim.directory, &shim.path, NAMES)?;
+        shim.janitor = Some(janitor);
+        shim.write_all(FILES)?;
+        Ok(shim)
+    }
+
+    fn write_all(&self, files: &[(&CStr, &[u8])]) -> Result<()> {
+        for (name, content) in files {
+            self.write(name, content).with_context(|| {
+                format!("cannot write {}", self.path.join(OsStr::new(&*name.to_string_lossy())).display())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, name: &CStr, mut content: &[u8]) -> Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(self.directory.as_fd(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        while !content.is_empty() {
+            match nix::unistd::write(&file, content) {
+                Ok(written) => content = content.get(written..).unwrap_or_default(),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        fchmod(&file, Mode::from_bits_truncate(0o644))?; // whatever the umask says
+        Ok(())
+    }
+
+    /// The directory, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where to write the number of the program's process (four bytes, native order) once it is held: should we be killed, the
+    /// directory stays until the program has ended too.
+    pub fn notice(&self) -> Option<OwnedFd> {
+        self.janitor.as_ref()?.notice()
+    }
+
+    /// The extension's file, which probes on the [`SITES`] are attached to.
+    pub fn extension_path(&self) -> PathBuf {
+        self.path.join("_rmprof_launch.so")
+    }
+
+    /// The program's `PYTHONPATH`: the shim, then what the user had. An empty one is like none, as for Python.
+    pub fn pythonpath(&self, existing: Option<&OsStr>) -> OsString {
+        let mut value = self.path.as_os_str().to_owned();
+        if let Some(existing) = existing.filter(|v| !v.is_empty()) {
+            value.push(":");
+            value.push(existing);
+        }
+        value
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        drop(self.janitor.take()); // waits: the directory is gone
+        // Unless there was no janitor, or somebody killed it.
+        if self.path.symlink_metadata().is_ok() {
+            directory::remove(&self.directory, &self.path, NAMES);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! The neutral middle: counts by stack become bytes by line. Pure: reads nothing, writes nothing, imports no other room.
+
+pub mod fold;
+pub mod ranges;
+pub mod types;
+
+pub use fold::{Folded, LineTotals, Reason, Resolved, fold};
+pub use ranges::{Credit, Mappings};
+pub use types::{
+    CodeKey, Frame, LineCounts, LinePosition, MapChange, ProcessId, SiteCounts, Stack, StackId, StackStatus,
+};

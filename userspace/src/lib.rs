@@ -1,0 +1,17 @@
+//! rmprof-bpf: a line-by-line memory profiler for Python that lives outside the program.
+//!
+//! Rooms: [`kernel`] (probes, maps, attach), [`target`] (processes, ELF, /proc), [`python`] (layouts, code objects, lines),
+//! [`ledger`] (events to bytes by line; pure), [`report`] (what a person reads), [`launch`] (what a started program gets from us).
+//! [`session`] alone sees them all. See ARCHITECTURE.md.
+
+pub mod cli;
+pub mod doctor;
+pub mod kernel;
+pub mod launch;
+pub mod ledger;
+pub mod plan;
+pub mod python;
+pub mod report;
+pub mod rights;
+pub mod session;
+pub mod target;

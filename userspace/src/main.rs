@@ -1,0 +1,38 @@
+//! Parse, run, exit status.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use rmprof_bpf::cli::{Cli, Command};
+use rmprof_bpf::plan::RunPlan;
+use rmprof_bpf::{doctor, session};
+
+/// The status for a usage that cannot be, as clap's own.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Doctor(arguments)) => doctor::run(&arguments.pythons),
+        Some(Command::Run(arguments)) => run(arguments),
+        None => run(cli.run),
+    }
+}
+
+fn run(arguments: rmprof_bpf::cli::RunArguments) -> ExitCode {
+    let plan = match RunPlan::new(arguments) {
+        Ok(plan) => plan,
+        Err(error) => return fail(&error.to_string(), error.hint(), USAGE),
+    };
+    match session::run(&plan) {
+        Ok(code) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(125)),
+        Err(error) => fail(&error.to_string(), error.hint(), u8::try_from(error.exit_code()).unwrap_or(125)),
+    }
+}
+
+fn fail(message: &str, hint: &str, code: u8) -> ExitCode {
+    // Nobody to tell is no reason for another status.
+    let _ = writeln!(std::io::stderr(), "error: {message}\nhint: {hint}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,213 @@
+//! Which CPython runs in a process, and where its parts are, from the ELF files that are mapped there.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::code::Memory;
+use super::layout::{self, Layout};
+use super::version::{Release, release_of};
+
+/// What is asked of an ELF file. Addresses are the file's own: the load bias is not in them.
+pub trait SymbolSource {
+    /// Address and size of a symbol the file defines, of `.dynsym` or else `.symtab`.
+    fn symbol(&self, name: &str) -> Option<(u64, u64)>;
+    /// Address and size of a section that is loaded.
+    fn section(&self, name: &str) -> Option<(u64, u64)>;
+    /// The initial content of `length` bytes at an address; fewer where the file has fewer, `None` where it has none.
+    fn read_at_address(&self, address: u64, length: usize) -> Option<Vec<u8>>;
+}
+
+/// An ELF file mapped in the process.
+#[derive(Clone, Copy)]
+pub struct Module<'a> {
+    /// Its path, as the process names it.
+    pub path: &'a Path,
+    /// What to add to an address of the file to get that in the process.
+    pub load_bias: u64,
+    /// Its content.
+    pub file: &'a dyn SymbolSource,
+}
+
+/// A CPython that is supported.
+#[derive(Clone, Debug)]
+pub struct Interpreter {
+    /// Release, as 3.11.7.
+    pub version: (u8, u8, u8),
+    /// The same as `PY_VERSION_HEX`.
+    pub hexversion: u32,
+    /// Address of `_PyRuntime` in the process.
+    pub runtime_address: u64,
+    /// Where things stand in its memory.
+    pub layout: &'static Layout,
+    /// The file it is in.
+    pub module_path: PathBuf,
+    /// Where that file's code is in the process.
+    pub text_range: Range<u64>,
+}
+
+impl Interpreter {
+    /// Where the process keeps the number of the pthread key of its thread states (u32); the i32 before tells whether it is made.
+    pub fn key_address(&self) -> u64 {
+        self.runtime_address.wrapping_add(self.layout.runtime_key.into())
+    }
+}
+
+/// A Python that is not supported: why, and what can be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Refusal {
+    /// What it is, for a person.
+    pub sentence: String,
+    /// What can be done about it.
+    pub hint: String,
+}
+
+/// The function every CPython since 3.6 exports: PEP 523 made it public to extensions.
+const EVALUATION: &str = "_PyEval_EvalFrameDefault";
+
+/// Finds the interpreter of a process. `None`: none of its files holds one.
+///
+/// `memory` decides where two files hold an interpreter (a program with its own that loads a library linked to another): the one
+/// that is initialised runs. Without memory, or before either is, the shared library is taken.
+///
+/// # Errors
+/// [`Refusal`]: there is a Python, and it is not one of those supported.
+pub fn find(modules: &[Module<'_>], memory: Option<&dyn Memory>) -> Result<Option<Interpreter>, Refusal> {
+    if let Some(pypy) = modules.iter().find(|module| file_name(module).starts_with("libpypy")) {
+        return Err(refusal(
+            format!("{} is PyPy, whose frames cannot be read from outside", shown(pypy.path)),
+            "run the program with CPython",
+        ));
+    }
+    let candidates: Vec<&Module<'_>> =
+        modules.iter().filter(|module| module.file.symbol(EVALUATION).is_some()).collect();
+    match candidates.as_slice() {
+        [] => refuse_old_python(modules).map(|()| None),
+        [only] => examine(only).map(Some),
+        several => {
+            let runs = |module: &Module<'_>| memory.is_some_and(|memory| is_initialised(module, memory));
+            let is_library = |module: &Module<'_>| file_name(module).starts_with("libpython");
+            let chosen =
+                several.iter().find(|module| runs(module)).or_else(|| several.iter().find(|module| is_library(module)));
+            chosen.or(several.first()).map(|module| examine(module)).transpose()
+        }
+    }
+}
+
+fn refusal(sentence: String, hint: &str) -> Refusal {
+    Refusal { sentence, hint: hint.into() }
+}
+
+fn file_name(module: &Module<'_>) -> String {
+    module.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A path of the process, with its control characters escaped.
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
+}
+
+/// Python 2 and Python 3 before 3.6 have the function's ancestor alone.
+fn refuse_old_python(modules: &[Module<'_>]) -> Result<(), Refusal> {
+    match modules.iter().find(|module| module.file.symbol("PyEval_EvalFrameEx").is_some()) {
+        None => Ok(()),
+        Some(module) => Err(refusal(
+            format!("{} is a Python older than 3.6; supported are {}", shown(module.path), layout::supported_range()),
+            "run the program with a supported Python",
+        )),
+    }
+}
+
+/// Address of `_PyRuntime` in the file: a symbol, or from 3.11 on the section it is alone in.
+fn runtime_of(module: &Module<'_>) -> Option<u64> {
+    let symbol = module.file.symbol("_PyRuntime").or_else(|| module.file.section(".PyRuntime"));
+    symbol.map(|(address, _)| address)
+}
+
+/// Whether the interpreter in this file has been started: its list of interpreters is not empty.
+fn is_initialised(module: &Module<'_>, memory: &dyn Memory) -> bool {
+    let Some((layout, runtime)) = release_of(module.file)
+        .and_then(|release| layout::for_version(release.numbers().0, release.numbers().1))
+        .zip(runtime_of(module))
+    else {
+        return false;
+    };
+    let head = runtime.wrapping_add(module.load_bias).wrapping_add(layout.runtime_interpreters_head.into());
+    memory.read_u64(head).is_ok_and(|interpreter| interpreter != 0)
+}
+
+fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
+    let path = shown(module.path);
+    let release = release_of(module.file).ok_or_else(|| {
+        refusal(
+            format!("{path} holds a Python whose version cannot be told; supported are {}", layout::supported_range()),
+            "run the program with a Python as its makers or a distribution built it",
+        )
+    })?;
+    let version @ (major, minor, micro) = release.numbers();
+    let layout = layout::for_version(major, minor).ok_or_else(|| {
+        refusal(
+            format!("{path} is CPython {major}.{minor}.{micro}; supported are {}", layout::supported_range()),
+            "run the program with a supported Python, or look for a newer rmprof-bpf",
+        )
+    })?;
+    let runtime = runtime_of(module).ok_or_else(|| {
+        refusal(
+            format!("{path} is CPython {major}.{minor}.{micro} without the symbol _PyRuntime"),
+            "the file was stripped of its dynamic symbols: use the distribution's own",
+        )
+    })?;
+    refuse_other_builds(module, release, runtime, layout)?;
+    Ok(Interpreter {
+        version,
+        hexversion: release.hexversion,
+        runtime_address: runtime.wrapping_add(module.load_bias),
+        layout,
+        module_path: module.path.to_path_buf(),
+        text_range: text_range(module),
+    })
+}
+
+/// Builds whose structs or allocators differ: free-threaded, debug, from before the final release.
+fn refuse_other_builds(module: &Module<'_>, release: Release, runtime: u64, layout: &Layout) -> Result<(), Refusal> {
+    let (major, minor, micro) = release.numbers();
+    let name = format!("{} is CPython {major}.{minor}.{micro}", shown(module.path));
+    if is_free_threaded(module.file, runtime, layout) {
+        return Err(refusal(
+            format!("{name}, a free-threaded build; supported are builds with the GIL"),
+            "run the program with python3 instead of python3t",
+        ));
+    }
+    // Both are compiled under Py_REF_DEBUG alone (Objects/object.c); the second is data up to 3.11.
+    if ["_Py_NegativeRefcount", "_Py_RefTotal"].iter().any(|symbol| module.file.symbol(symbol).is_some()) {
+        return Err(refusal(
+            format!("{name}, a debug build; supported are release builds"),
+            "run the program with a Python configured without --with-pydebug",
+        ));
+    }
+    if !release.is_final() {
+        return Err(refusal(
+            format!("{name}, from before its final release; supported are final releases"),
+            "run the program with the final release",
+        ));
+    }
+    Ok(())
+}
+
+/// By `_Py_DebugOffsets.free_threaded`, which stands in the file (3.13 and later), or by the function that only they export
+/// (Include/cpython/object.h, under `Py_GIL_DISABLED`).
+fn is_free_threaded(file: &dyn SymbolSource, runtime: u64, layout: &Layout) -> bool {
+    let flag = layout.debug_offsets.get("free_threaded").and_then(|offset| {
+        let bytes = file.read_at_address(runtime.wrapping_add((*offset).into()), 8)?;
+        Some(u64::from_le_bytes(*bytes.first_chunk()?))
+    });
+    flag.is_some_and(|flag| flag != 0) || file.symbol("_Py_MergeZeroLocalRefcount").is_some()
+}
+
+/// `.text` holds all the interpreter's code; a file without section headers tells its evaluation function alone.
+fn text_range(module: &Module<'_>) -> Range<u64> {
+    let (address, size) = module.file.section(".text").or_else(|| module.file.symbol(EVALUATION)).unwrap_or((0, 0));
+    let start = address.wrapping_add(module.load_bias);
+    start..start.saturating_add(size)
+}

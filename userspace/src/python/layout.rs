@@ -1,0 +1,263 @@
+//! Where things stand in each minor version of CPython, as data made by `cargo xtask layouts`.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+
+use super::line_table::LineTableKind;
+
+/// A field that this Python does not have (`RM_ABSENT` of probes/bpf/rmprof.h).
+pub const ABSENT: u32 = u32::MAX;
+
+/// Bytes read of each frame, from [`Layout::frame_base`] on (`RM_FRAME_READ`).
+pub const FRAME_READ: usize = 88;
+
+/// Bytes read of each code object, from [`Layout::code_base`] on (`RM_CODE_READ`).
+pub const CODE_READ: usize = 96;
+
+/// `RM_POSITION_BYTES`: a 32-bit byte offset in the bytecode (up to 3.9).
+pub const POSITION_BYTES: u32 = 0;
+/// `RM_POSITION_UNITS`: a 32-bit number of two-byte code units (3.10).
+pub const POSITION_UNITS: u32 = 1;
+/// `RM_POSITION_POINTER`: the address of the instruction, inside the code object (3.11 and later).
+pub const POSITION_POINTER: u32 = 2;
+
+/// The layout of one minor version, release build with GIL, x86-64: offsets in bytes from the start of the object, unless said.
+/// The names up to `arena_bytes` are those of `struct rm_layout`; the others serve user space alone.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// First number of the version.
+    pub major: u8,
+    /// Second number of the version.
+    pub minor: u8,
+    /// Of which release the headers were that the offsets come from.
+    pub headers_of: String,
+    /// `PyThreadState` to the frame, or to the `_PyCFrame` where `thread_head_hop` is there.
+    pub thread_head: u32,
+    /// `_PyCFrame.current_frame` (3.11, 3.12).
+    pub thread_head_hop: u32,
+    /// `PyThreadState.thread_id`: `pthread_self()` of its thread.
+    pub thread_thread_id: u32,
+    /// Where the read of a frame starts.
+    pub frame_base: u32,
+    /// Within that read: the caller's frame, u64.
+    pub frame_back: u32,
+    /// Within that read: the code object, u64.
+    pub frame_code: u32,
+    /// Within that read: i32 or u64 by `position_kind`.
+    pub frame_position: u32,
+    /// Within that read: i8 owner.
+    pub frame_owner: u32,
+    /// Frames with this owner or more are the interpreter's own.
+    pub owner_skip: u32,
+    /// [`POSITION_BYTES`], [`POSITION_UNITS`] or [`POSITION_POINTER`].
+    pub position_kind: u32,
+    /// Where the read of a code object starts.
+    pub code_base: u32,
+    /// Within that read: i32 `co_firstlineno`.
+    pub code_first_line: u32,
+    /// Within that read: str `co_filename`.
+    pub code_filename: u32,
+    /// Within that read: str `co_name`.
+    pub code_name: u32,
+    /// Within that read: str `co_qualname` (3.11 and later).
+    pub code_qualname: u32,
+    /// Within that read: bytes `co_lnotab` or `co_linetable`.
+    pub code_line_table: u32,
+    /// Within that read: u32 `co_version` (3.12 and later).
+    pub code_version: u32,
+    /// From the start of the code object: the first instruction (3.11 and later).
+    pub code_bytecode: u32,
+    /// `PyObject.ob_type`.
+    pub object_type: u32,
+    /// Characters of a str, i64.
+    pub str_length: u32,
+    /// State word of a str, u32.
+    pub str_state: u32,
+    /// Data of a compact ASCII str.
+    pub str_ascii_data: u32,
+    /// Data of another compact str.
+    pub str_compact_data: u32,
+    /// `state >> shift & 7`: bytes a character.
+    pub str_kind_shift: u32,
+    /// Bit of the state: the data follows the head.
+    pub str_compact_bit: u32,
+    /// Bit of the state: all characters are ASCII.
+    pub str_ascii_bit: u32,
+    /// Length of a bytes object, i64.
+    pub bytes_length: u32,
+    /// Data of a bytes object.
+    pub bytes_data: u32,
+    /// What pymalloc asks of `mmap` at a time, bytes.
+    pub arena_bytes: u32,
+    /// `_PyRuntime` to its first interpreter (`interpreters.head`).
+    pub runtime_interpreters_head: u32,
+    /// `PyInterpreterState.next`.
+    pub interpreter_next: u32,
+    /// `PyInterpreterState` to its first thread state.
+    pub interpreter_threads_head: u32,
+    /// `PyThreadState.next`.
+    pub thread_next: u32,
+    /// `PyThreadState.native_thread_id`: the number in the process's own PID namespace (3.11 and later).
+    pub native_thread_id: u32,
+    /// `_PyRuntime` to the number of the pthread key of the thread state; the i32 before it tells whether the key is made.
+    pub runtime_key: u32,
+    /// `PyInterpreterState.eval_frame`, where there is no function to set it (3.8).
+    pub interpreter_eval_frame: u32,
+    /// How `co_lnotab` or `co_linetable` is written.
+    pub line_table_kind: LineTableKind,
+    /// For what no header says: the field, and where in CPython's source it is said.
+    pub rules: BTreeMap<String, String>,
+    /// Where `_Py_DebugOffsets` (3.13 and later) has the fields that are checked live: CPython's name, byte position.
+    pub debug_offsets: BTreeMap<String, u32>,
+}
+
+/// The data files. A new minor is one line here, and its file.
+const FILES: &[&str] = &[
+    include_str!("../../layouts/3.8.json"),
+    include_str!("../../layouts/3.9.json"),
+    include_str!("../../layouts/3.10.json"),
+    include_str!("../../layouts/3.11.json"),
+    include_str!("../../layouts/3.12.json"),
+    include_str!("../../layouts/3.13.json"),
+];
+
+/// All layouts, oldest version first.
+pub fn known() -> &'static [Layout] {
+    static LAYOUTS: OnceLock<Vec<Layout>> = OnceLock::new();
+    // A file that does not parse cannot be built in: a test reads them all.
+    LAYOUTS.get_or_init(|| FILES.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+}
+
+/// The layout of a version, where it is known.
+pub fn for_version(major: u8, minor: u8) -> Option<&'static Layout> {
+    known().iter().find(|layout| (layout.major, layout.minor) == (major, minor))
+}
+
+/// The versions that are known, for a person: `3.8 to 3.13`.
+pub fn supported_range() -> String {
+    match known() {
+        [] => "none".into(),
+        [only] => format!("{}.{}", only.major, only.minor),
+        [first, .., last] => format!("{}.{} to {}.{}", first.major, first.minor, last.major, last.minor),
+    }
+}
+
+impl Layout {
+    /// Whether all offsets fit in the reads they are relative to, and all that must be there is: a sentence where not.
+    ///
+    /// # Errors
+    /// The first field found wrong.
+    pub fn validate(&self) -> Result<(), String> {
+        self.validate_reads()?;
+        // No struct of CPython that is looked into is longer; sizeof(_PyRuntimeState) of 3.13 is 283,408.
+        const LONGEST: u32 = 1 << 20;
+        let offsets = [
+            ("thread_head", self.thread_head),
+            ("thread_thread_id", self.thread_thread_id),
+            ("object_type", self.object_type),
+            ("str_length", self.str_length),
+            ("str_state", self.str_state),
+            ("str_ascii_data", self.str_ascii_data),
+            ("str_compact_data", self.str_compact_data),
+            ("bytes_length", self.bytes_length),
+            ("bytes_data", self.bytes_data),
+            ("runtime_interpreters_head", self.runtime_interpreters_head),
+            ("interpreter_next", self.interpreter_next),
+            ("interpreter_threads_head", self.interpreter_threads_head),
+            ("thread_next", self.thread_next),
+            ("runtime_key", self.runtime_key),
+        ];
+        if let Some((name, offset)) = offsets.into_iter().find(|(_, offset)| *offset > LONGEST) {
+            return Err(format!("{name} is {offset}, which is beyond any struct"));
+        }
+        if self.position_kind > POSITION_POINTER {
+            return Err(format!("position_kind is {}", self.position_kind));
+        }
+        if self.position_kind == POSITION_POINTER && self.code_bytecode > LONGEST {
+            return Err("code_bytecode is absent although the position is a pointer".into());
+        }
+        if [self.str_kind_shift, self.str_compact_bit, self.str_ascii_bit].iter().any(|bit| *bit > 29) {
+            return Err("a bit of the state of str is beyond its word".into());
+        }
+        Ok(())
+    }
+
+    fn validate_reads(&self) -> Result<(), String> {
+        let position_bytes = if self.position_kind == POSITION_POINTER { 8 } else { 4 };
+        let fields = [
+            ("frame_back", self.frame_back, 8, FRAME_READ, false),
+            ("frame_code", self.frame_code, 8, FRAME_READ, false),
+            ("frame_position", self.frame_position, position_bytes, FRAME_READ, false),
+            ("frame_owner", self.frame_owner, 1, FRAME_READ, true),
+            ("code_first_line", self.code_first_line, 4, CODE_READ, false),
+            ("code_filename", self.code_filename, 8, CODE_READ, false),
+            ("code_name", self.code_name, 8, CODE_READ, false),
+            ("code_qualname", self.code_qualname, 8, CODE_READ, true),
+            ("code_line_table", self.code_line_table, 8, CODE_READ, false),
+            ("code_version", self.code_version, 4, CODE_READ, true),
+        ];
+        for (name, offset, bytes, read, optional) in fields {
+            let fits = (offset as usize).checked_add(bytes).is_some_and(|end| end <= read);
+            let absent = optional && offset == ABSENT;
+            if !fits && !absent {
+                return Err(format!("{name} is {offset}: {bytes} bytes there do not fit in a read of {read}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_read_and_holds_together() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/layouts");
+        let files = std::fs::read_dir(folder).unwrap().count();
+        assert_eq!(known().len(), files, "a file of {folder} is not in FILES, or does not parse");
+        for layout in known() {
+            assert_eq!(layout.validate(), Ok(()), "3.{}", layout.minor);
+            assert!(layout.rules.contains_key("position_kind") && layout.rules.contains_key("line_table_kind"));
+            assert_eq!(layout.debug_offsets.is_empty(), layout.minor < 13);
+        }
+        assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor)));
+        assert_eq!(supported_range(), "3.8 to 3.13");
+        assert_eq!(for_version(3, 11).map(|layout| layout.minor), Some(11));
+        assert_eq!(for_version(3, 7), None);
+    }
+
+    #[test]
+    fn a_layout_that_does_not_fit_is_refused() {
+        let mut layout = for_version(3, 12).unwrap().clone();
+        layout.frame_owner = FRAME_READ as u32;
+        assert!(layout.validate().unwrap_err().contains("frame_owner"));
+        layout.frame_owner = ABSENT;
+        assert_eq!(layout.validate(), Ok(()));
+        layout.frame_position = 81;
+        assert!(layout.validate().unwrap_err().contains("frame_position"));
+    }
+
+    /// The fields and limits are those of the ABI, by name: the conversion is then field by field.
+    #[test]
+    fn names_and_limits_are_those_of_the_abi() {
+        let header = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../probes/bpf/rmprof.h")).unwrap();
+        let after = header.split("struct rm_layout {").nth(1).unwrap();
+        let fields = after.split('}').next().unwrap();
+        let names: Vec<&str> =
+            fields.lines().filter_map(|line| line.trim().strip_prefix("rm_u32 ")?.split(';').next()).collect();
+        assert!(names.len() >= 29, "{names:?}");
+        for text in FILES {
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            // Worked out from the others where the struct is filled.
+            for name in names.iter().filter(|name| !["frame_bytes", "code_code"].contains(name)) {
+                assert!(value[*name].is_u64(), "{name} is not in the layout");
+            }
+        }
+        assert!(header.contains(&format!("RM_FRAME_READ = {FRAME_READ},")));
+        assert!(header.contains(&format!("RM_CODE_READ = {CODE_READ},")));
+    }
+}

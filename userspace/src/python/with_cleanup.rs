@@ -1,0 +1,212 @@
+//! The clean-up of a `with` block on CPython 3.8 and 3.9 stands on the line of the last statement of its body; from 3.10 on it stands
+//! on the line of the `with` statement (bpo-43933). What it releases belongs to the `with` line on every version, so the two older
+//! ones are read as the newer ones are.
+
+use super::code::{LONGEST_TABLE, Memory};
+
+/// Instructions of a clean-up, as byte offsets into the bytecode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CleanUp {
+    /// First byte.
+    pub start: u32,
+    /// One past the last.
+    pub end: u32,
+    /// The instruction whose line it gets: `SETUP_WITH` or `SETUP_ASYNC_WITH`.
+    pub setup: u32,
+}
+
+/// What differs between the two versions (Include/opcode.h; Include/code.h, Include/cpython/code.h for `co_code`; Python/compile.c,
+/// compiler_with and compiler_unwind_fblock, for the sequences).
+struct Version {
+    minor: u8,
+    /// `PyCodeObject.co_code`, bytes from its start.
+    co_code: u32,
+    /// What a clean-up consists of, in order; the last may be preceded by what `await` adds.
+    sequence: &'static [u8],
+}
+
+const VERSIONS: &[Version] = &[
+    Version { minor: 8, co_code: 48, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
+    Version { minor: 9, co_code: 48, sequence: &[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP] },
+];
+
+const POP_TOP: u8 = 1;
+const DUP_TOP: u8 = 4;
+const YIELD_FROM: u8 = 72;
+const GET_AWAITABLE: u8 = 73;
+const WITH_CLEANUP_START: u8 = 81;
+const WITH_CLEANUP_FINISH: u8 = 82;
+const LOAD_CONST: u8 = 100;
+const CALL_FUNCTION: u8 = 131;
+const SETUP_WITH: u8 = 143;
+const EXTENDED_ARG: u8 = 144;
+const SETUP_ASYNC_WITH: u8 = 154;
+/// What `await` puts before the last instruction of a sequence.
+const AWAIT: &[u8] = &[GET_AWAITABLE, LOAD_CONST, YIELD_FROM];
+/// Clean-ups of nested blocks that one `return` leaves stand no further apart than this, bytes.
+const NEXT_OUTER: usize = 16;
+
+/// A `with` block: from its setup to where exceptions are handled.
+struct Block {
+    setup: usize,
+    handler: usize,
+}
+
+/// Reads the bytecode of the code object at `address` and finds its clean-ups; none on versions that need none, or when it cannot
+/// be read: then the lines are CPython's own.
+pub fn read(
+    minor: u8,
+    memory: &(impl Memory + ?Sized),
+    address: u64,
+    bytes_length: u32,
+    bytes_data: u32,
+) -> Vec<CleanUp> {
+    let Some(version) = VERSIONS.iter().find(|version| version.minor == minor) else { return Vec::new() };
+    let bytecode = || {
+        let object = memory.read_u64(address.wrapping_add(version.co_code.into())).ok()?;
+        let length = usize::try_from(memory.read_u64(object.wrapping_add(bytes_length.into())).ok()?).ok()?;
+        let mut bytes = vec![0; (length <= LONGEST_TABLE).then_some(length)?];
+        memory.read(object.wrapping_add(bytes_data.into()), &mut bytes).ok()?;
+        Some(bytes)
+    };
+    bytecode().map_or_else(Vec::new, |bytecode| find(version, &bytecode))
+}
+
+/// Where the code object keeps `co_code`, bytes from its start, on a version whose lines are to be mended.
+pub fn co_code(minor: u8) -> Option<u32> {
+    VERSIONS.iter().find(|version| version.minor == minor).map(|version| version.co_code)
+}
+
+/// The clean-ups in bytecode; none on versions that need none.
+pub fn of(minor: u8, bytecode: &[u8]) -> Vec<CleanUp> {
+    VERSIONS.iter().find(|version| version.minor == minor).map_or_else(Vec::new, |version| find(version, bytecode))
+}
+
+fn find(version: &Version, bytecode: &[u8]) -> Vec<CleanUp> {
+    let (units, _) = bytecode.as_chunks::<2>();
+    // Blocks that begin before the place and whose handler has not been passed, innermost last.
+    let mut open: Vec<Block> = Vec::new();
+    let mut found: Vec<CleanUp> = Vec::new();
+    let (mut extended, mut outer, mut last_end) = (0usize, 0usize, usize::MAX);
+    let mut at = 0;
+    while let Some(&[opcode, argument]) = units.get(at) {
+        open.retain(|block| block.handler >= at);
+        let argument = extended << 8 | usize::from(argument);
+        extended = if opcode == EXTENDED_ARG { argument & 0xff_ffff } else { 0 };
+        if opcode == SETUP_WITH || opcode == SETUP_ASYNC_WITH {
+            open.push(Block { setup: at, handler: at.saturating_add(1 + argument / 2) });
+        }
+        if let Some(length) = sequence_length(version.sequence, &units[at..]) {
+            // One after the other: a return that leaves several blocks, from the inside out.
+            let follows = last_end != usize::MAX && (at - last_end) * 2 <= NEXT_OUTER;
+            outer = if follows { outer + 1 } else { 0 };
+            let own = open.iter().rposition(|block| block.handler == at);
+            let place = own.or_else(|| open.len().checked_sub(1 + outer));
+            if let Some(block) = place.and_then(|place| open.get(place)) {
+                let offset = |unit: usize| u32::try_from(unit * 2).unwrap_or(u32::MAX);
+                found.push(CleanUp { start: offset(at), end: offset(at + length), setup: offset(block.setup) });
+            }
+            // The handler's own clean-up and a body's normal end finish their block: what comes after starts from the inside again.
+            last_end = if own.is_some() { usize::MAX } else { at + length };
+            at += length;
+        } else {
+            at += 1;
+        }
+    }
+    found
+}
+
+/// How many units the sequence takes at the beginning of `units`, with what `await` adds; `None`: it is not there.
+fn sequence_length(sequence: &[u8], units: &[[u8; 2]]) -> Option<usize> {
+    let (last, first) = sequence.split_last()?;
+    let matches = |from: usize, opcodes: &[u8]| {
+        opcodes.iter().enumerate().all(|(i, opcode)| units.get(from + i).is_some_and(|unit| unit[0] == *opcode))
+    };
+    if !matches(0, first) || first.last() == Some(&CALL_FUNCTION) && units.get(first.len() - 1)?[1] != 3 {
+        return None;
+    }
+    let awaited = if matches(first.len(), AWAIT) { AWAIT.len() } else { 0 };
+    matches(first.len() + awaited, &[*last]).then_some(sequence.len() + awaited)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_body_gets_the_line_of_the_with() {
+        // 3.9: with a as b: c
+        let code = [
+            101,
+            0,
+            SETUP_WITH,
+            16,
+            90,
+            1,
+            101,
+            2,
+            POP_TOP,
+            0,
+            87,
+            0,
+            LOAD_CONST,
+            0,
+            DUP_TOP,
+            0,
+            DUP_TOP,
+            0,
+            CALL_FUNCTION,
+            3,
+            POP_TOP,
+            0,
+            110,
+            16,
+            49,
+            0,
+        ];
+        assert_eq!(find(&VERSIONS[1], &code), [CleanUp { start: 12, end: 22, setup: 2 }]);
+        // 3.8: the normal end falls through into the handler
+        let code = [
+            101,
+            0,
+            SETUP_WITH,
+            8,
+            90,
+            1,
+            101,
+            2,
+            POP_TOP,
+            0,
+            87,
+            0,
+            53,
+            0,
+            WITH_CLEANUP_START,
+            0,
+            WITH_CLEANUP_FINISH,
+            0,
+        ];
+        let found = find(&VERSIONS[0], &code);
+        assert_eq!(found, [CleanUp { start: 14, end: 18, setup: 2 }]);
+    }
+
+    #[test]
+    fn a_call_of_three_arguments_is_no_clean_up() {
+        let code = [SETUP_WITH, 20, LOAD_CONST, 0, LOAD_CONST, 0, LOAD_CONST, 0, CALL_FUNCTION, 3, POP_TOP, 0];
+        assert_eq!(find(&VERSIONS[1], &code), []);
+        let code = [SETUP_WITH, 20, LOAD_CONST, 0, DUP_TOP, 0, DUP_TOP, 0, CALL_FUNCTION, 2, POP_TOP, 0];
+        assert_eq!(find(&VERSIONS[1], &code), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_do(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+            for version in VERSIONS {
+                for clean_up in find(version, &bytes) {
+                    proptest::prop_assert!(clean_up.start < clean_up.end && clean_up.end as usize <= bytes.len());
+                    proptest::prop_assert!(clean_up.setup < clean_up.start);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What stands under the tables: bytes on no line, and how far the numbers can be trusted.
+
+use std::io::{self, Write};
+
+use super::columns::mib;
+use super::model::{Health, ProcessReport};
+use super::select::Tables;
+use super::{Options, escape};
+
+/// Whether the bytes on no line are shown. Who marked functions asked for those alone, so there they are left out unless
+/// something went wrong (then they may be where the missing bytes are) or every file was asked for.
+pub(super) fn shows_other(tables: &Tables<'_>, options: &Options) -> bool {
+    !tables.marked || !tables.health.is_clean() || options.selection.all_files()
+}
+
+/// Whether a process has bytes on no line.
+pub(super) fn has_other(process: &ProcessReport) -> bool {
+    process.other.iter().any(|other| other.net_bytes != 0)
+}
+
+/// The bytes on no line, one row a reason, in the increment column of the usual table.
+pub(super) fn write_other(process: &ProcessReport, precision: usize, out: &mut dyn Write) -> io::Result<()> {
+    if !has_other(process) {
+        return Ok(());
+    }
+    writeln!(out, "Not on a line of these tables:\n")?;
+    for other in process.other.iter().filter(|other| other.net_bytes != 0) {
+        let net = mib(other.net_bytes.into(), precision);
+        writeln!(out, "{:>6} {:>12} {net:>12}   ({})", "", "", escape(&other.reason))?;
+    }
+    write!(out, "\n\n")
+}
+
+/// The last line, only where something went wrong.
+pub(super) fn write_health(health: &Health, out: &mut dyn Write) -> io::Result<()> {
+    if health.is_clean() {
+        return Ok(());
+    }
+    let counts = [
+        (health.lost, "event lost", "events lost"),
+        (health.truncated_stacks, "stack truncated", "stacks truncated"),
+        (health.unresolved_frames, "frame not read", "frames not read"),
+        (health.unattributed_bytes, "byte without its line", "bytes without their line"),
+    ];
+    let counts = counts.into_iter().filter(|(count, ..)| *count != 0);
+    let counts = counts.map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }));
+    let details = health.counters.iter().filter(|(_, value)| *value != 0);
+    let details = details.map(|(name, value)| format!("{} {value}", escape(name)));
+    writeln!(out, "Health: {}", counts.chain(details).collect::<Vec<_>>().join(", "))
+}

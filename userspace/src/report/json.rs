@@ -1,0 +1,212 @@
+//! The machine-readable report, schema `rmprof-bpf/1`: bytes as integers, what was not measured is absent.
+//!
+//! Added over all lines of a process and its `other`, `self_bytes` is `net_bytes`: what the lines left out have of their own
+//! is in `other`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::escape::is_unprintable;
+use super::model::{Function, Health, Line, ProcessReport, Report, Tool};
+use super::source::text_of;
+use super::{Options, select};
+
+/// Name and version of the schema. Fields may be added under the same version; none changes its meaning.
+const SCHEMA: &str = "rmprof-bpf/1";
+
+/// The reason of self bytes on lines that the selection leaves out.
+const NOT_SHOWN: &str = "lines of files not shown";
+
+/// The last second that RFC 3339 can write: 9999-12-31T23:59:59Z.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+#[derive(Serialize)]
+struct JsonReport<'r> {
+    schema: &'static str,
+    tool: JsonTool<'r>,
+    health: JsonHealth<'r>,
+    processes: Vec<JsonProcess<'r>>,
+}
+
+#[derive(Serialize)]
+struct JsonTool<'r> {
+    version: &'r str,
+    mode: &'r str,
+    kernel: &'r str,
+}
+
+#[derive(Serialize)]
+struct JsonHealth<'r> {
+    events: u64,
+    lost: u64,
+    truncated_stacks: u64,
+    unresolved_frames: u64,
+    unattributed_bytes: u64,
+    counters: BTreeMap<&'r str, u64>,
+}
+
+#[derive(Serialize)]
+struct JsonProcess<'r> {
+    pid: u32,
+    parent_pid: u32,
+    command: &'r [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    python: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_status: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rss_start_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rss_peak_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rss_end_bytes: Option<u64>,
+    net_bytes: i64,
+    functions: Vec<JsonFunction>,
+    other: Vec<JsonOther<'r>>,
+}
+
+#[derive(Serialize)]
+struct JsonFunction {
+    filename: String,
+    name: String,
+    qualified_name: String,
+    first_line: u32,
+    marked: bool,
+    lines: Vec<JsonLine>,
+}
+
+#[derive(Serialize)]
+struct JsonLine {
+    line: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    occurrences: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mem_usage_bytes: Option<u64>,
+    increment_bytes: i64,
+    self_bytes: i64,
+    allocated_bytes: u64,
+    freed_bytes: u64,
+    allocations: u64,
+    frees: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_bytes: Option<u64>,
+    live_bytes: i64,
+}
+
+#[derive(Serialize)]
+struct JsonOther<'r> {
+    reason: &'r str,
+    net_bytes: i64,
+}
+
+/// Writes the whole report as one indented object and a line end.
+pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let json = JsonReport {
+        schema: SCHEMA,
+        tool: tool(&report.tool),
+        health: health(&report.health),
+        processes: report.processes.iter().map(|process| json_process(process, options)).collect(),
+    };
+    let mut text = serde_json::to_string_pretty(&json)?;
+    // What a terminal would act upon can only stand inside a string, where JSON has an escape for it. (C0 is escaped
+    // already, but for the line ends between the fields.)
+    if text.contains(acts_on_terminals) {
+        text = text.chars().fold(String::with_capacity(text.len()), |mut escaped, character| {
+            if acts_on_terminals(character) {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
+            } else {
+                escaped.push(character);
+            }
+            escaped
+        });
+    }
+    writeln!(out, "{text}")
+}
+
+fn acts_on_terminals(character: char) -> bool {
+    character != '\n' && is_unprintable(character)
+}
+
+fn tool(tool: &Tool) -> JsonTool<'_> {
+    JsonTool { version: &tool.version, mode: &tool.mode, kernel: &tool.kernel }
+}
+
+fn health(health: &Health) -> JsonHealth<'_> {
+    JsonHealth {
+        events: health.events,
+        lost: health.lost,
+        truncated_stacks: health.truncated_stacks,
+        unresolved_frames: health.unresolved_frames,
+        unattributed_bytes: health.unattributed_bytes,
+        counters: health.counters.iter().map(|(name, value)| (name.as_str(), *value)).collect(),
+    }
+}
+
+fn json_process<'r>(process: &'r ProcessReport, options: &Options) -> JsonProcess<'r> {
+    let (functions, hidden_bytes) = select::whole(process, &options.selection);
+    let other = process.other.iter().map(|other| JsonOther { reason: &other.reason, net_bytes: other.net_bytes });
+    let hidden = (hidden_bytes != 0).then_some(JsonOther { reason: NOT_SHOWN, net_bytes: hidden_bytes });
+    JsonProcess {
+        pid: process.pid,
+        parent_pid: process.parent_pid,
+        command: &process.command,
+        python: process.python.as_deref(),
+        cgroup: process.cgroup.as_deref(),
+        started: process.started.and_then(rfc3339),
+        ended: process.ended.and_then(rfc3339),
+        exit_status: process.exit_status,
+        rss_start_bytes: process.rss_start_bytes,
+        rss_peak_bytes: process.rss_peak_bytes,
+        rss_end_bytes: process.rss_end_bytes,
+        net_bytes: process.net_bytes,
+        functions: functions.iter().map(|function| json_function(function)).collect(),
+        other: other.chain(hidden).collect(),
+    }
+}
+
+fn json_function(function: &Function) -> JsonFunction {
+    let source = |line: u32| function.source.as_deref().and_then(|source| text_of(source, line));
+    JsonFunction {
+        filename: function.filename.clone(),
+        name: function.name.clone(),
+        qualified_name: function.qualified_name.clone(),
+        first_line: function.first_line,
+        marked: function.marked,
+        lines: function.lines.iter().map(|line| json_line(line, source(line.line))).collect(),
+    }
+}
+
+fn json_line(line: &Line, source: Option<&str>) -> JsonLine {
+    JsonLine {
+        line: line.line,
+        source: source.map(str::to_owned),
+        occurrences: line.occurrences,
+        mem_usage_bytes: line.mem_usage_bytes,
+        increment_bytes: line.increment_bytes,
+        self_bytes: line.self_bytes,
+        allocated_bytes: line.allocated_bytes,
+        freed_bytes: line.freed_bytes,
+        allocations: line.allocations,
+        frees: line.frees,
+        peak_bytes: line.peak_bytes,
+        live_bytes: line.live_bytes,
+    }
+}
+
+/// A time in UTC with milliseconds; `None` outside the years that RFC 3339 can write.
+fn rfc3339(time: SystemTime) -> Option<String> {
+    let since_epoch = time.duration_since(UNIX_EPOCH).ok()?;
+    // humantime panics on what it cannot write.
+    (since_epoch <= Duration::from_secs(LAST_SECOND)).then(|| humantime::format_rfc3339_millis(time).to_string())
+}

@@ -1,0 +1,147 @@
+//! What a report says, before any format: every format prints this and nothing else.
+
+/// A whole report: one run, attach or system session.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The program that measured.
+    pub tool: Tool,
+    /// What was lost, cut or unknown.
+    pub health: Health,
+    /// One entry a process image, in the order they began.
+    pub processes: Vec<ProcessReport>,
+}
+
+/// Who measured, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Tool {
+    /// Version of rmprof-bpf.
+    pub version: String,
+    /// `heap` or `pages`.
+    pub mode: String,
+    /// `uname -r`.
+    pub kernel: String,
+}
+
+/// Counters of everything that could make a number wrong. All zero is a clean report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Events the probes handled.
+    pub events: u64,
+    /// Events that could not be recorded, whatever the reason.
+    pub lost: u64,
+    /// Stacks deeper than the walker's limit.
+    pub truncated_stacks: u64,
+    /// Frames whose code object could not be read.
+    pub unresolved_frames: u64,
+    /// Bytes (absolute) whose stack was lost or unreadable.
+    pub unattributed_bytes: u64,
+    /// Every counter of the kernel side that is not zero: name and value. Only of things that went wrong: one of them makes
+    /// the report say that it is not clean.
+    pub counters: Vec<(String, u64)>,
+}
+
+impl Health {
+    /// Nothing was lost, cut or unknown. The number of events says nothing about that.
+    pub fn is_clean(&self) -> bool {
+        let Self { events: _, lost, truncated_stacks, unresolved_frames, unattributed_bytes, counters } = self;
+        [lost, truncated_stacks, unresolved_frames, unattributed_bytes].into_iter().all(|count| *count == 0)
+            && counters.iter().all(|(_, value)| *value == 0)
+    }
+}
+
+/// One process image.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessReport {
+    /// Process number.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent_pid: u32,
+    /// Its command line.
+    pub command: Vec<String>,
+    /// Version of its Python, e.g. `3.11.7`; absent where there is none.
+    pub python: Option<String>,
+    /// Its control group, as `/proc/PID/cgroup` says.
+    pub cgroup: Option<String>,
+    /// When the image began.
+    pub started: Option<std::time::SystemTime>,
+    /// When it ended; absent where it still runs.
+    pub ended: Option<std::time::SystemTime>,
+    /// Exit status, 128 + N for signal N.
+    pub exit_status: Option<i32>,
+    /// Resident bytes at the first sight.
+    pub rss_start_bytes: Option<u64>,
+    /// The highest resident bytes seen.
+    pub rss_peak_bytes: Option<u64>,
+    /// Resident bytes at the end.
+    pub rss_end_bytes: Option<u64>,
+    /// Allocated less released, of everything counted in the process.
+    pub net_bytes: i64,
+    /// The functions, marked ones first in the order of their definition, then by bytes moved.
+    pub functions: Vec<Function>,
+    /// Bytes that are on no line of `functions`.
+    pub other: Vec<Other>,
+}
+
+/// One function (one code object, or several that were compiled from the same place).
+#[derive(Clone, Debug, Default)]
+pub struct Function {
+    /// The file name as Python knows it (`co_filename`).
+    pub filename: String,
+    /// `co_name`.
+    pub name: String,
+    /// `co_qualname`, or the name where Python has none.
+    pub qualified_name: String,
+    /// `co_firstlineno`: the first decorator, or the `def`.
+    pub first_line: u32,
+    /// Marked with `@profile`.
+    pub marked: bool,
+    /// The user's own file: neither the standard library, nor an installed package, nor frozen code.
+    pub own_file: bool,
+    /// Resident bytes when the function was first entered; absent when not measured.
+    pub entry_rss_bytes: Option<u64>,
+    /// Bytes allocated plus bytes released by its lines, callees included: the order of the tables.
+    pub moved_bytes: u64,
+    /// Lines of the function's own bytecode (not of functions inside it), ascending, without 0.
+    pub own_lines: Vec<u32>,
+    /// The lines that were measured, ascending.
+    pub lines: Vec<Line>,
+    /// The text of the whole source file, if it could be read: its lines without line ends, as they stand there (control
+    /// characters too: the formats escape them).
+    pub source: Option<std::sync::Arc<Vec<String>>>,
+}
+
+/// One measured line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// From 1.
+    pub line: u32,
+    /// Executions; absent when not measured.
+    pub occurrences: Option<u64>,
+    /// Resident bytes when it last finished.
+    pub mem_usage_bytes: Option<u64>,
+    /// Net bytes, callees included.
+    pub increment_bytes: i64,
+    /// Net bytes of the line itself.
+    pub self_bytes: i64,
+    /// Bytes asked for, callees included.
+    pub allocated_bytes: u64,
+    /// Bytes released, callees included.
+    pub freed_bytes: u64,
+    /// Blocks asked for, callees included.
+    pub allocations: u64,
+    /// Blocks released, callees included.
+    pub frees: u64,
+    /// Highest net within one execution; absent when not measured.
+    pub peak_bytes: Option<u64>,
+    /// Bytes asked for and not released yet, callees included.
+    pub live_bytes: i64,
+}
+
+/// Bytes on no line, with the reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Other {
+    /// e.g. `no Python frame`, `start-up of the interpreter`, `stack not read`.
+    pub reason: String,
+    /// Their net.
+    pub net_bytes: i64,
+}

@@ -1,0 +1,188 @@
+//! From what was gathered to the report: sums folded by line, one image at a time.
+
+use std::collections::BTreeMap;
+
+use super::image::{FunctionInfo, Image};
+use crate::kernel::counters::COUNTERS;
+use crate::kernel::{Mode, Totals};
+use crate::ledger::{Folded, LineCounts, LineTotals, ProcessId, SiteCounts, Stack, StackId, StackStatus, fold};
+use crate::plan::RunPlan;
+use crate::report::{self, Function, Health, Line, Other, ProcessReport, Report, Tool, is_own_file};
+
+/// `co_filename` of what `-c` gives, and of any other text that is compiled without a name, such as lines of `.pth` files.
+const STRING: &str = "<string>";
+
+/// Does this look like a file that was there once? Code made at run time carries any word for a file name.
+fn is_file_name(filename: &str) -> bool {
+    filename.starts_with('<') || filename.contains('/') || filename.ends_with(".py")
+}
+
+/// Was the program given on the command line?
+fn of_command_line(command: &[String]) -> bool {
+    // The first argument that is no option is the script: a -c after it is the script's own.
+    let options = command.iter().skip(1).take_while(|word| word.starts_with('-') && *word != "--");
+    options.into_iter().any(|word| !word.starts_with("--") && word.ends_with('c'))
+}
+
+/// Makes the report of all images.
+pub fn assemble(images: &mut BTreeMap<ProcessId, Image>, totals: &Totals, plan: &RunPlan, kernel: String) -> Report {
+    let mode = plan.mode;
+    let mut health = health_of(totals, mode);
+    let processes = images.values_mut().map(|image| process(image, totals, plan, &mut health)).collect();
+    let mode = match mode {
+        Mode::Heap => "heap",
+        Mode::Pages => "pages",
+    };
+    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.into(), kernel };
+    Report { tool, health, processes }
+}
+
+fn health_of(totals: &Totals, mode: Mode) -> Health {
+    let count = |name: &str| -> u64 {
+        COUNTERS.iter().zip(&totals.counters).filter(|(row, _)| row.name == name).map(|(_, value)| *value).sum()
+    };
+    let faults = COUNTERS.iter().zip(&totals.counters).filter(|(row, value)| row.loses && **value > 0);
+    let of_blocks = totals.sites.iter().map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases));
+    let of_blocks = if mode == Mode::Heap { of_blocks.fold(0, u64::saturating_add) } else { 0 };
+    Health {
+        events: count("events").saturating_add(of_blocks),
+        lost: faults.clone().map(|(_, value)| *value).sum(),
+        truncated_stacks: count("stack_truncated"),
+        unresolved_frames: 0,
+        unattributed_bytes: totals.siteless.0.saturating_add(totals.siteless.1),
+        counters: faults.map(|(row, value)| (row.name.to_owned(), *value)).collect(),
+    }
+}
+
+fn process(image: &mut Image, totals: &Totals, plan: &RunPlan, health: &mut Health) -> ProcessReport {
+    let (sites, folded) = fold_image(image, totals);
+    health.unresolved_frames += folded.unresolved_frames;
+    health.unattributed_bytes = health.unattributed_bytes.saturating_add(folded.unattributed_bytes);
+    let net_bytes = sites.iter().map(|(_, counts)| counts.net_bytes()).fold(0, i64::saturating_add);
+    let moved = folded.moved_bytes();
+    let mut functions: Vec<(Option<u32>, Function)> = Vec::new();
+    for index in 0..image.functions.len() {
+        let key = u32::try_from(index).unwrap_or(u32::MAX);
+        let lines = measured_lines(image, key, &folded, totals, plan.mode);
+        let Some(info) = image.functions.get(index) else { continue };
+        let (mark, filename) = (info.mark, info.code.filename.clone());
+        let entry = mark.and_then(|_| entry_of(info, image.birth.id, totals));
+        if lines.is_empty() && mark.is_none() {
+            continue;
+        }
+        let named = is_own_file(&filename) && (filename != STRING || of_command_line(&image.birth.command));
+        // The text of files that are not shown would be read for nothing.
+        let shown = named || mark.is_some() || plan.options.selection.goes_beyond_own_files();
+        let source = if shown { image.source(&filename) } else { None };
+        let own_file = named && (source.is_some() || is_file_name(&filename));
+        let Some(info) = image.functions.get(index) else { continue };
+        functions.push((
+            mark,
+            Function {
+                own_file,
+                filename,
+                name: info.code.name.clone(),
+                qualified_name: info.code.qualified_name.clone(),
+                first_line: info.code.first_line,
+                marked: mark.is_some(),
+                entry_rss_bytes: entry,
+                moved_bytes: moved.get(&key).copied().unwrap_or(0),
+                own_lines: info.own_lines.clone(),
+                lines,
+                source,
+            },
+        ));
+    }
+    functions.sort_by_key(|(mark, function)| (mark.unwrap_or(u32::MAX), std::cmp::Reverse(function.moved_bytes)));
+    let other =
+        folded.other.iter().map(|(reason, net)| Other { reason: reason.as_str().into(), net_bytes: *net }).collect();
+    let death = image.death;
+    ProcessReport {
+        pid: image.birth.pid.as_raw().unsigned_abs(),
+        parent_pid: image.birth.parent.as_raw().unsigned_abs(),
+        command: image.birth.command.clone(),
+        python: Some(version_text(image.birth.interpreter.version)),
+        cgroup: image.birth.cgroup.clone(),
+        started: Some(image.birth.started),
+        ended: death.map(|death| death.ended),
+        exit_status: death.and_then(|death| death.status),
+        rss_start_bytes: image.birth.rss_bytes,
+        rss_peak_bytes: death.map(|death| death.peak_bytes),
+        rss_end_bytes: death.map(|death| death.rss_bytes),
+        net_bytes,
+        functions: functions.into_iter().map(|(_, function)| function).collect(),
+        other,
+    }
+}
+
+fn version_text((major, minor, micro): (u8, u8, u8)) -> String {
+    format!("{major}.{minor}.{micro}")
+}
+
+/// The image's sites (blocks, pages and mappings) and what they fold to.
+fn fold_image(image: &mut Image, totals: &Totals) -> (Vec<(StackId, SiteCounts)>, Folded) {
+    let mut sites: Vec<(StackId, SiteCounts)> = Vec::new();
+    for (id, stack, status, counts) in &totals.sites {
+        if *id != image.birth.id {
+            continue;
+        }
+        sites.push((*stack, *counts));
+        let frameless = !matches!(status, StackStatus::Complete | StackStatus::Truncated);
+        if frameless && !image.stacks.contains_key(stack) {
+            image.stacks.insert(*stack, Stack { status: *status, frames: Vec::new() });
+        }
+    }
+    sites.extend(image.mapped.iter().map(|(stack, counts)| (*stack, *counts)));
+    let folded = fold(sites.iter().copied(), &image.stacks, |frame| image.resolve(frame));
+    (sites, folded)
+}
+
+fn entry_of(info: &FunctionInfo, id: ProcessId, totals: &Totals) -> Option<u64> {
+    let entries =
+        totals.entries.iter().filter(|(process, code, _)| *process == id && info.marked_addresses.contains(code));
+    entries.map(|(_, _, resident)| *resident).filter(|resident| *resident > 0).min()
+}
+
+/// The lines of one function: what the stacks say of their bytes, and for a marked one what its line events measured.
+fn measured_lines(image: &Image, function: u32, folded: &Folded, totals: &Totals, mode: Mode) -> Vec<Line> {
+    let mut lines: BTreeMap<u32, Line> = BTreeMap::new();
+    let Some(info) = image.functions.get(function as usize) else { return Vec::new() };
+    for (position, sums) in &folded.lines {
+        if position.function == function {
+            lines.insert(position.line, line_of(position.line, sums, mode));
+        }
+    }
+    if info.mark.is_none() {
+        return lines.into_values().collect();
+    }
+    for (process, code, number, counts) in &totals.lines {
+        if *process == image.birth.id && info.marked_addresses.contains(code) {
+            let line = lines.entry(*number).or_insert_with(|| Line { line: *number, ..Line::default() });
+            add_line_events(line, counts);
+        }
+    }
+    lines.into_values().collect()
+}
+
+fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
+    Line {
+        line: number,
+        occurrences: None,
+        mem_usage_bytes: (sums.resident_bytes > 0).then_some(sums.resident_bytes),
+        increment_bytes: sums.increment,
+        self_bytes: sums.self_net,
+        allocated_bytes: sums.allocated,
+        freed_bytes: sums.freed,
+        allocations: sums.allocations,
+        frees: sums.frees,
+        peak_bytes: None,
+        // Resident pages have no owner: what a line gained is not known to be what another lost.
+        live_bytes: if mode == Mode::Heap { sums.live } else { 0 },
+    }
+}
+
+fn add_line_events(line: &mut report::Line, counts: &LineCounts) {
+    line.occurrences = Some(line.occurrences.unwrap_or(0) + counts.occurrences);
+    line.mem_usage_bytes = Some(counts.resident_bytes);
+    line.peak_bytes = Some(line.peak_bytes.unwrap_or(0).max(counts.peak_bytes));
+}

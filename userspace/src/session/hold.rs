@@ -1,0 +1,340 @@
+//! What is done with a process while the supervisor holds it: find its Python, attach, watch; at its end, take the last state.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::SystemTime;
+
+use nix::unistd::Pid;
+use rmprof_probes::abi;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::collector::Message;
+use super::image::{Birth, Death};
+use super::modules::{self, Modules};
+use crate::kernel::{Attacher, Links, Mode, ProbePoint};
+use crate::launch::{Shim, Site, site_places};
+use crate::ledger::ProcessId;
+use crate::python::discover::Interpreter;
+use crate::python::layout::Layout;
+use crate::python::{verify, with_cleanup};
+use crate::target::ProcessMemory;
+use crate::target::credentials::Credentials;
+use crate::target::source::Root;
+use crate::target::status;
+use crate::target::supervise::{AfterExec, Watcher, exit_code};
+
+/// `struct pthread.specific` in glibc (nptl/descr.h), the same from 2.27 to 2.43 on x86-64.
+const GLIBC_SPECIFIC: u32 = 0x510;
+
+/// A watched process.
+struct Held {
+    id: ProcessId,
+    links: Links,
+    interpreter: Interpreter,
+    layout: Layout,
+}
+
+/// The watcher of a run.
+pub struct Hold {
+    attacher: Arc<Attacher>,
+    mode: Mode,
+    messages: UnboundedSender<Message>,
+    launch: Option<(File, Vec<ProbePoint>)>,
+    help: Option<PathBuf>,
+    watched: HashMap<Pid, Held>,
+    modules: Modules,
+    /// Where the launch help is told of the program's process, once.
+    notice: Option<File>,
+    credentials: Option<Arc<Credentials>>,
+    last_id: u32,
+    /// Links of processes that have ended: the kernel takes its time over a detach, and nobody should wait for it.
+    detacher: mpsc::Sender<Links>,
+}
+
+impl Hold {
+    /// A watcher that attaches with `attacher` and tells the collector.
+    pub fn new(
+        attacher: Arc<Attacher>,
+        mode: Mode,
+        messages: UnboundedSender<Message>,
+        shim: Option<&Shim>,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Self {
+        let launch = shim.and_then(|shim| match launch_points(shim) {
+            Ok(launch) => Some(launch),
+            Err(error) => {
+                super::say(&format!("marks are not available: {error:#}"));
+                None
+            }
+        });
+        let (detacher, ended) = mpsc::channel::<Links>();
+        // Ends with the channel; what it has not closed by then the kernel closes with the process. A link at a time: the kernel
+        // waits for grace periods, which run side by side for links closed side by side.
+        std::thread::spawn(move || ended.into_iter().for_each(Links::detach));
+        let help = shim.map(|shim| shim.path().to_path_buf());
+        let notice = shim.and_then(Shim::notice).map(File::from);
+        Self {
+            attacher,
+            mode,
+            messages,
+            launch,
+            help,
+            notice,
+            credentials,
+            watched: HashMap::new(),
+            modules: Modules::default(),
+            last_id: 0,
+            detacher,
+        }
+    }
+
+    fn note(&self, text: String) {
+        // The collector hears until the last sender is gone.
+        let _ = self.messages.send(Message::Note(text));
+    }
+
+    fn next_id(&mut self) -> ProcessId {
+        self.last_id += 1;
+        ProcessId(self.last_id)
+    }
+
+    /// Attaches everything the mode asks for to one process.
+    fn attach(&self, pid: Pid, libraries: &[Arc<modules::Allocator>]) -> Links {
+        let number = pid.as_raw().unsigned_abs();
+        let mut links = Links::default();
+        if self.mode == Mode::Heap {
+            for library in libraries {
+                match self.attacher.attach_heap(number, &library.file, &library.points) {
+                    Ok(more) => links.extend(more),
+                    Err(error) => self.note(format!("process {pid}: {} is not measured: {error}", library.name)),
+                }
+            }
+        }
+        if let Some((file, points)) = &self.launch {
+            match self.attacher.attach_launch(number, file, points) {
+                Ok(more) => links.extend(more),
+                Err(error) => self.note(format!("process {pid}: marks are not available: {error}")),
+            }
+        }
+        links
+    }
+
+    /// Begins an image: tells the collector first, so that its births come before their records.
+    fn begin(&mut self, pid: Pid, process: abi::rm_process, held: Held, forked_from: Option<ProcessId>) {
+        let id = ProcessId(process.id);
+        let birth = Birth {
+            id,
+            pid,
+            parent: status::parent_pid(pid).unwrap_or(Pid::from_raw(0)),
+            command: command_of(pid),
+            cgroup: status::cgroup(pid).ok(),
+            started: SystemTime::now(),
+            interpreter: held.interpreter.clone(),
+            layout: held.layout.clone(),
+            forked_from,
+            attacher: Arc::clone(&self.attacher),
+            credentials: self.credentials.clone(),
+            help: self.help.clone(),
+            root: Root::of(pid).ok(),
+            rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
+        };
+        let _ = self.messages.send(Message::Born(Box::new(birth)));
+        if let Err(error) = self.attacher.watch(pid.as_raw().unsigned_abs(), &process) {
+            self.note(format!("process {pid}: it is not measured: {error}"));
+        }
+        self.watched.insert(pid, held);
+    }
+
+    /// Ends an image.
+    fn end(&mut self, pid: Pid, exit: Option<i32>) {
+        let Some(held) = self.watched.remove(&pid) else { return };
+        let last = self.attacher.forget(pid.as_raw().unsigned_abs());
+        let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
+        let death = Death {
+            ended: SystemTime::now(),
+            status: exit,
+            rss_bytes: last.map_or(0, |last| bytes(last.resident[0] + last.resident[1] + last.resident[3])),
+            peak_bytes: last.map_or(0, |last| bytes(last.resident_peak)),
+        };
+        let _ = self.messages.send(Message::Died(held.id, death));
+        let _ = self.detacher.send(held.links);
+    }
+
+    /// The layout, with the interpreter's own word (3.13+) laid over it; what differs is told.
+    fn live_layout(&self, pid: Pid, interpreter: &Interpreter) -> Layout {
+        match verify::with_live_offsets(&ProcessMemory(pid), interpreter.runtime_address, interpreter.layout) {
+            Ok((layout, differences)) => {
+                for difference in differences {
+                    let (name, expected, live) = (difference.name, difference.expected, difference.live);
+                    self.note(format!(
+                        "process {pid}: its Python has {name} at {live}, not at {expected}: taken as it says"
+                    ));
+                }
+                layout
+            }
+            Err(error) => {
+                self.note(format!("process {pid}: {error}; the offsets known for its version are used"));
+                interpreter.layout.clone()
+            }
+        }
+    }
+
+    fn new_process(&mut self, pid: Pid) -> abi::rm_process {
+        // SAFETY: rm_process is a plain C struct for which all zero is a valid value: nothing known yet.
+        let mut process: abi::rm_process = unsafe { std::mem::zeroed() };
+        process.id = self.next_id().0;
+        process.flags = match self.mode {
+            Mode::Heap => abi::RM_HEAP,
+            Mode::Pages => abi::RM_PAGES,
+        };
+        seed_resident(&mut process, pid);
+        process
+    }
+}
+
+impl Watcher for Hold {
+    fn forked(&mut self, parent: Pid, child: Pid) {
+        let Some(held) = self.watched.get(&parent) else { return };
+        let (interpreter, layout, parent_id) = (held.interpreter.clone(), held.layout.clone(), held.id);
+        let Some(mut process) = self.attacher.watched(parent.as_raw().unsigned_abs()) else { return };
+        let from = process.id;
+        process.id = self.next_id().0;
+        process.memory = 0;
+        seed_resident(&mut process, child);
+        if let Err(error) = self.attacher.inherit_arenas(from, process.id) {
+            self.note(format!("process {child}: arena memory of its parent is not known: {error}"));
+        }
+        let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
+        let links = self.attach(child, &libraries);
+        let held = Held { id: ProcessId(process.id), links, interpreter, layout };
+        self.begin(child, process, held, Some(parent_id));
+    }
+
+    fn executed(&mut self, pid: Pid) -> AfterExec {
+        if let Some(mut notice) = self.notice.take() {
+            // Without it the directory merely goes with us.
+            let _ = notice.write_all(&pid.as_raw().to_ne_bytes());
+        }
+        self.end(pid, None);
+        if self.modules.may_be_python(pid) { AfterExec::HoldWhenLoaded } else { AfterExec::Continue }
+    }
+
+    fn loaded(&mut self, pid: Pid) {
+        let mapped = match self.modules.of(pid) {
+            Ok(mapped) => mapped,
+            Err(error) => {
+                let text = format!("process {pid}: its mappings cannot be read, it is not measured: {error}");
+                drop(self.messages.send(Message::Note(text)));
+                return;
+            }
+        };
+        let interpreter = match mapped.interpreter() {
+            Ok(Some(interpreter)) => interpreter,
+            Ok(None) => return,
+            Err(refusal) => {
+                let text = format!("process {pid} is not measured: {}\nhint: {}", refusal.sentence, refusal.hint);
+                drop(self.messages.send(Message::Note(text)));
+                return;
+            }
+        };
+        let (allocators, loader_range, tcache_offset) = (mapped.allocators, mapped.loader_range, mapped.tcache_offset);
+        let mut process = self.new_process(pid);
+        process.flags |= abi::RM_PYTHON;
+        let layout = self.live_layout(pid, &interpreter);
+        process.layout = layout_of(&layout);
+        process.key_address = interpreter.key_address();
+        (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
+        (process.loader_start, process.loader_end) = loader_range;
+        process.specific_offset = GLIBC_SPECIFIC;
+        process.tcache_offset = tcache_offset;
+        let links = self.attach(pid, &allocators);
+        let held = Held { id: ProcessId(process.id), links, interpreter, layout };
+        self.begin(pid, process, held, None);
+    }
+
+    fn exited(&mut self, pid: Pid, status: std::process::ExitStatus) {
+        self.end(pid, Some(exit_code(status)));
+    }
+
+    fn left(&mut self, pid: Pid) {
+        self.end(pid, None);
+    }
+}
+
+fn command_of(pid: Pid) -> Vec<String> {
+    let words = status::command_line(pid).unwrap_or_default();
+    words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+/// What the kernel says is resident before the first event tells.
+fn seed_resident(process: &mut abi::rm_process, pid: Pid) {
+    let now = status::resident(pid).unwrap_or_default();
+    let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    process.resident = [bytes(now.file_bytes), bytes(now.anonymous_bytes), 0, bytes(now.shared_bytes)];
+    process.resident_peak = bytes(now.total_bytes());
+}
+
+fn launch_points(shim: &Shim) -> anyhow::Result<(File, Vec<ProbePoint>)> {
+    let points = site_places()?
+        .into_iter()
+        .map(|place| ProbePoint {
+            offset: place.file_offset,
+            role: match place.site {
+                Site::Line => abi::RM_LAUNCH_LINE,
+                Site::Mark => abi::RM_LAUNCH_MARK,
+                Site::Hello => abi::RM_LAUNCH_HELLO,
+            },
+            returns: false,
+        })
+        .collect();
+    Ok((File::open(shim.extension_path())?, points))
+}
+
+/// How much of a frame is to be read: to the last field wanted and no further.
+fn frame_bytes(layout: &Layout) -> u32 {
+    let position = if layout.position_kind == abi::RM_POSITION_POINTER { 8 } else { 4 };
+    let owner = if layout.frame_owner == abi::RM_ABSENT { 0 } else { layout.frame_owner + 1 };
+    (layout.frame_back + 8).max(layout.frame_code + 8).max(layout.frame_position + position).max(owner)
+}
+
+/// The data file's fields as the walker's struct, name by name.
+fn layout_of(layout: &Layout) -> abi::rm_layout {
+    abi::rm_layout {
+        thread_head: layout.thread_head,
+        thread_head_hop: layout.thread_head_hop,
+        thread_thread_id: layout.thread_thread_id,
+        frame_base: layout.frame_base,
+        frame_bytes: frame_bytes(layout),
+        frame_back: layout.frame_back,
+        frame_code: layout.frame_code,
+        frame_position: layout.frame_position,
+        frame_owner: layout.frame_owner,
+        owner_skip: layout.owner_skip,
+        position_kind: layout.position_kind,
+        code_base: layout.code_base,
+        code_first_line: layout.code_first_line,
+        code_filename: layout.code_filename,
+        code_name: layout.code_name,
+        code_qualname: layout.code_qualname,
+        code_line_table: layout.code_line_table,
+        code_version: layout.code_version,
+        code_code: with_cleanup::co_code(layout.minor)
+            .map_or(abi::RM_ABSENT, |offset| offset.wrapping_sub(layout.code_base)),
+        code_bytecode: layout.code_bytecode,
+        object_type: layout.object_type,
+        str_length: layout.str_length,
+        str_state: layout.str_state,
+        str_ascii_data: layout.str_ascii_data,
+        str_compact_data: layout.str_compact_data,
+        str_kind_shift: layout.str_kind_shift,
+        str_compact_bit: layout.str_compact_bit,
+        str_ascii_bit: layout.str_ascii_bit,
+        bytes_length: layout.bytes_length,
+        bytes_data: layout.bytes_data,
+        arena_bytes: layout.arena_bytes,
+    }
+}

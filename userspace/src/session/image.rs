@@ -1,0 +1,324 @@
+//! One process image as the collector knows it: its stacks, code objects, marks and mappings, growing as records come.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nix::unistd::Pid;
+
+use crate::kernel::Attacher;
+use crate::kernel::event::RawCode;
+use crate::ledger::{
+    CodeKey, Frame, LinePosition, MapChange, Mappings, ProcessId, Resolved, SiteCounts, Stack, StackId,
+};
+use crate::python::code::Memory;
+use crate::python::code::{self, CodeObject, RawStr};
+use crate::python::discover::Interpreter;
+use crate::python::layout::Layout;
+use crate::python::{verify, with_cleanup};
+use crate::report::is_own_file;
+use crate::target::ProcessMemory;
+use crate::target::credentials::Credentials;
+use crate::target::source::Root;
+
+/// What the supervisor tells of a new image.
+#[derive(Debug)]
+pub struct Birth {
+    /// Its number for the whole session.
+    pub id: ProcessId,
+    /// Its process.
+    pub pid: Pid,
+    /// The process's parent.
+    pub parent: Pid,
+    /// The command line.
+    pub command: Vec<String>,
+    /// Its control group.
+    pub cgroup: Option<String>,
+    /// When it began.
+    pub started: SystemTime,
+    /// Its Python.
+    pub interpreter: Interpreter,
+    /// Where things stand in its memory: the layout of its minor version, with what the interpreter says itself laid over it.
+    pub layout: Layout,
+    /// The image it is a fork of.
+    pub forked_from: Option<ProcessId>,
+    /// Tells whether the process still is this image.
+    pub attacher: Arc<Attacher>,
+    /// Whose rights the program has, where they are not ours: its sources are read with them.
+    pub credentials: Option<Arc<Credentials>>,
+    /// Directory of our help to the program: its files' frames are not the program's.
+    pub help: Option<PathBuf>,
+    /// Its view of the file system, kept open.
+    pub root: Option<Root>,
+    /// Resident bytes at that moment.
+    pub rss_bytes: Option<u64>,
+}
+
+/// What is known of its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Death {
+    /// When.
+    pub ended: SystemTime,
+    /// Exit status, 128 + N for signal N; absent when the image was replaced by another (exec).
+    pub status: Option<i32>,
+    /// Resident bytes at the last change.
+    pub rss_bytes: u64,
+    /// The highest.
+    pub peak_bytes: u64,
+}
+
+/// A function: code objects that are alike in everything a reader sees. What is compiled anew from the same text is the same
+/// function; what only shares a name (`<module>` of `<string>`) is another.
+#[derive(Clone, Debug)]
+pub struct FunctionInfo {
+    /// A code object of it.
+    pub code: Arc<CodeObject>,
+    /// Lines of its own bytecode.
+    pub own_lines: Vec<u32>,
+    /// The mark's order, if it is marked.
+    pub mark: Option<u32>,
+    /// Addresses of its marked code objects.
+    pub marked_addresses: Vec<u64>,
+}
+
+/// The fingerprint of a code object that the kernel side could not read (`walk_step` in probes/bpf/python.bpf.h).
+const NOT_READ: u32 = 0;
+
+/// The name under which our own help to the program is compiled (`launch/`).
+const OWN_HELP: &str = "<rmprof-bpf>";
+
+/// See the module.
+#[derive(Debug)]
+pub struct Image {
+    /// What was known at its birth.
+    pub birth: Birth,
+    /// Its end, once it has come.
+    pub death: Option<Death>,
+    /// Did the launch help announce itself?
+    pub hello: bool,
+    /// Functions, by the index that line positions carry.
+    pub functions: Vec<FunctionInfo>,
+    /// Every stack announced.
+    pub stacks: HashMap<StackId, Stack>,
+    /// Sums of its own mappings, by stack.
+    pub mapped: BTreeMap<StackId, SiteCounts>,
+    codes: HashMap<CodeKey, Option<u32>>,
+    by_content: HashMap<Arc<CodeObject>, u32>,
+    mappings: Mappings,
+    marks_waiting: Vec<(CodeKey, u32)>,
+    sources: HashMap<String, Option<Arc<Vec<String>>>>,
+    checked: bool,
+    clean_ups_ahead: HashMap<CodeKey, Vec<with_cleanup::CleanUp>>,
+}
+
+impl Image {
+    /// An image that has just begun.
+    pub fn new(birth: Birth) -> Self {
+        Self {
+            birth,
+            death: None,
+            hello: false,
+            functions: Vec::new(),
+            stacks: HashMap::new(),
+            mapped: BTreeMap::new(),
+            codes: HashMap::new(),
+            by_content: HashMap::new(),
+            mappings: Mappings::new(crate::target::page_bytes()),
+            marks_waiting: Vec::new(),
+            sources: HashMap::new(),
+            checked: false,
+            clean_ups_ahead: HashMap::new(),
+        }
+    }
+
+    /// An image that is a copy of another: the same code objects stand at the same addresses, marked ones too.
+    pub fn forked(birth: Birth, parent: &Image) -> Self {
+        Self {
+            hello: parent.hello,
+            functions: parent.functions.clone(),
+            codes: parent.codes.clone(),
+            by_content: parent.by_content.clone(),
+            sources: parent.sources.clone(),
+            ..Self::new(birth)
+        }
+    }
+
+    /// A stack was seen for the first time. Returns what is wrong with the thread state it came from, once an image.
+    pub fn stack(&mut self, id: StackId, stack: Stack, thread_state: u64, thread_pointer: u64) -> Option<String> {
+        for frame in &stack.frames {
+            // Announced before its stack, unless the kernel side could not read it: then it is tried here.
+            if !self.codes.contains_key(&frame.code) {
+                self.code(frame.code, &RawCode::default());
+            }
+        }
+        self.stacks.insert(id, stack);
+        if self.checked || thread_state == 0 {
+            return None;
+        }
+        self.checked = true;
+        let memory = self.memory();
+        let runtime = self.birth.interpreter.runtime_address;
+        match verify::thread_is_known(&memory, runtime, &self.birth.layout, thread_state, thread_pointer) {
+            Ok(true) | Err(_) => None, // unreadable: it has ended meanwhile
+            Ok(false) => Some(format!("the thread state at {thread_state:#x} is not in it")),
+        }
+    }
+
+    /// The bytecode of a code object that is announced next.
+    pub fn bytecode(&mut self, key: CodeKey, bytecode: &[u8]) {
+        let found = with_cleanup::of(self.birth.layout.minor, bytecode);
+        self.clean_ups_ahead.insert(key, found);
+    }
+
+    /// A code object was seen for the first time.
+    pub fn code(&mut self, key: CodeKey, raw: &RawCode) {
+        let mut code = copied(raw, &self.birth.layout).or_else(|| self.read(key));
+        if let Some(code) = &mut code {
+            code.clean_ups = self.clean_ups(key);
+        }
+        let index = code.map(|code| self.function_of(code));
+        self.codes.insert(key, index);
+        for (key, order) in std::mem::take(&mut self.marks_waiting) {
+            self.mark(key, order);
+        }
+    }
+
+    fn clean_ups(&mut self, key: CodeKey) -> Vec<with_cleanup::CleanUp> {
+        if let Some(found) = self.clean_ups_ahead.remove(&key) {
+            return found;
+        }
+        let layout = &self.birth.layout;
+        with_cleanup::read(layout.minor, &self.memory(), key.address, layout.bytes_length, layout.bytes_data)
+    }
+
+    fn memory(&self) -> ImageMemory<'_> {
+        ImageMemory { memory: ProcessMemory(self.birth.pid), birth: &self.birth }
+    }
+
+    /// Reads a code object from the process, if it still stands there.
+    fn read(&self, key: CodeKey) -> Option<CodeObject> {
+        let read = code::read(&self.memory(), key.address, &self.birth.layout);
+        read.ok()
+            .filter(|(_, fingerprint)| key.fingerprint == NOT_READ || *fingerprint == key.fingerprint)
+            .map(|(code, _)| code)
+    }
+
+    fn function_of(&mut self, code: CodeObject) -> u32 {
+        let code = Arc::new(code);
+        if let Some(index) = self.by_content.get(&code) {
+            return *index;
+        }
+        let index = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
+        if is_own_file(&code.filename) {
+            self.source(&code.filename); // while the file stands as it was executed
+        }
+        let own_lines = code.own_lines();
+        self.by_content.insert(Arc::clone(&code), index);
+        self.functions.push(FunctionInfo { code, own_lines, mark: None, marked_addresses: Vec::new() });
+        index
+    }
+
+    /// A code object was marked. It is read at once: the launch help keeps it alive, but not the process.
+    pub fn mark(&mut self, key: CodeKey, order: u32) {
+        if !self.codes.contains_key(&key) {
+            let Some(mut code) = self.read(key) else {
+                self.marks_waiting.push((key, order));
+                return;
+            };
+            code.clean_ups = self.clean_ups(key);
+            let index = self.function_of(code);
+            self.codes.insert(key, Some(index));
+        }
+        let Some(Some(index)) = self.codes.get(&key).copied() else { return };
+        if let Some(function) = self.functions.get_mut(index as usize) {
+            function.mark.get_or_insert(order);
+            if !function.marked_addresses.contains(&key.address) {
+                function.marked_addresses.push(key.address);
+            }
+        }
+    }
+
+    /// A mapping call of the program's own.
+    pub fn map(&mut self, stack: StackId, change: MapChange) {
+        for (owner, credit) in self.mappings.apply(change, stack) {
+            self.mapped.entry(owner).or_default().add(&credit);
+        }
+    }
+
+    /// The text of a source file, read once.
+    pub fn source(&mut self, filename: &str) -> Option<Arc<Vec<String>>> {
+        if let Some(known) = self.sources.get(filename) {
+            return known.clone();
+        }
+        let read = || self.birth.root.as_ref()?.read_source(Path::new(filename)).ok();
+        let text = match &self.birth.credentials {
+            _ if filename.starts_with('<') => None,
+            Some(credentials) => credentials.open_files_as(read),
+            None => read(),
+        };
+        let text = text.map(Arc::new);
+        self.sources.insert(filename.to_owned(), text.clone());
+        text
+    }
+
+    /// Where a frame stands.
+    pub fn resolve(&self, frame: Frame) -> Resolved {
+        let Some(Some(index)) = self.codes.get(&frame.code) else { return Resolved::Unknown };
+        let Some(function) = self.functions.get(*index as usize) else { return Resolved::Unknown };
+        if function.code.filename == OWN_HELP || self.is_help_file(&function.code.filename) {
+            return Resolved::Skip;
+        }
+        match function.code.line_of(frame.position) {
+            Some(line) if line > 0 => Resolved::Line(LinePosition { function: *index, line }),
+            _ => Resolved::Line(LinePosition { function: *index, line: function.code.first_line.max(1) }),
+        }
+    }
+
+    fn is_help_file(&self, filename: &str) -> bool {
+        self.birth.help.as_ref().is_some_and(|help| Path::new(filename).starts_with(help))
+    }
+}
+
+/// The memory of one image: reads fail once the process has become another.
+struct ImageMemory<'i> {
+    memory: ProcessMemory,
+    birth: &'i Birth,
+}
+
+impl ImageMemory<'_> {
+    fn still_this_image(&self) -> std::io::Result<()> {
+        let watched = self.birth.attacher.watched(self.birth.pid.as_raw().unsigned_abs());
+        if watched.is_some_and(|process| process.id == self.birth.id.0) {
+            return Ok(());
+        }
+        Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the process has ended or executed another program"))
+    }
+}
+
+impl Memory for ImageMemory<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.memory.read(address, buffer)?;
+        self.still_this_image() // after the read: it was this image's then
+    }
+}
+
+/// What the kernel side copied, if it could copy all of it.
+fn copied(raw: &RawCode, layout: &Layout) -> Option<CodeObject> {
+    fn text(raw: &crate::kernel::event::RawText) -> RawStr<'_> {
+        RawStr { kind: raw.kind, bytes: &raw.bytes }
+    }
+    let has_qualified_name = layout.code_qualname != crate::python::layout::ABSENT;
+    let qualified_name = raw.qualified_name.as_ref().map(text);
+    if has_qualified_name && qualified_name.is_none() {
+        return None;
+    }
+    let parts = code::RawCode {
+        first_line: raw.first_line,
+        filename: text(raw.filename.as_ref()?),
+        name: text(raw.name.as_ref()?),
+        qualified_name,
+        line_table: raw.line_table.as_ref()?,
+    };
+    CodeObject::from_raw(layout.line_table_kind, &parts)
+}

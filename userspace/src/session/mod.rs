@@ -1,0 +1,258 @@
+//! The only room that sees all worlds: wires kernel, target, Python and report together, and owns what is attached.
+//!
+//! Two threads: the supervisor (holds processes, attaches) and this one (drains, resolves, prints). They share the
+//! [`Attacher`](crate::kernel::Attacher) and one channel.
+
+mod assemble;
+mod collector;
+mod hold;
+mod image;
+mod modules;
+mod progress;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use collector::{Collector, Message};
+use hold::Hold;
+use progress::Progress;
+
+use crate::kernel::{Drain, Kernel, LoadError, Totals};
+use crate::launch::Shim;
+use crate::plan::RunPlan;
+use crate::target::credentials::{self, Credentials, CredentialsError};
+use crate::target::signals::Signals;
+use crate::target::spawn::{Command, SpawnError};
+use crate::target::supervise;
+
+/// How long records may wait in the ring buffer.
+const DRAIN_EVERY: Duration = Duration::from_millis(100);
+
+/// Why a run could not be done. The program's own failure is none.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// We lack capabilities.
+    #[error("rmprof-bpf may not measure: it lacks {}", .0.join(", "))]
+    Rights(Vec<String>),
+    /// The user behind sudo.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The probes.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The program did not start.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The report's file.
+    #[error("cannot write the report to {path}: {error}")]
+    Output {
+        /// As it was given.
+        path: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Anything else of the system.
+    #[error("{doing}: {error}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl RunError {
+    /// The next step for the person.
+    pub fn hint(&self) -> &str {
+        match self {
+            Self::Rights(_) => "run it with sudo, or as the README's section \"Without root\" says",
+            Self::Credentials(error) => error.hint(),
+            Self::Load(error) => error.hint(),
+            Self::Spawn(error) => error.hint(),
+            Self::Output { .. } => "choose a file in a directory you may write to",
+            Self::System { .. } => "`rmprof-bpf doctor` says what this machine allows",
+        }
+    }
+
+    /// The exit status that stands for it.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Spawn(error) => error.exit_code(),
+            _ => 125,
+        }
+    }
+}
+
+/// Says something to the person, who may also be reading the program's output: standard error, lines of its own. What follows a
+/// line break (a hint) is a line too.
+pub(crate) fn say(text: &str) {
+    let lines: Vec<_> = text.lines().map(crate::report::escape).collect();
+    // Nobody to tell is no reason to stop.
+    let _ = writeln!(io::stderr(), "rmprof-bpf: {}", lines.join("\n"));
+}
+
+/// Runs a program, prints its report, and returns the exit status to end with.
+///
+/// # Errors
+/// [`RunError`] when nothing could be measured; the program then has not run.
+pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
+    let missing = crate::rights::missing();
+    if !missing.is_empty() {
+        return Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()));
+    }
+    let credentials = credentials::of_caller(plan.as_root)?;
+    let output = open_output(plan, credentials.as_ref())?;
+    let shim = match Shim::create() {
+        Ok(shim) => Some(shim),
+        Err(error) => {
+            say(&format!("marks are not available: {error:#}"));
+            None
+        }
+    };
+    let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
+    let (kernel, attacher, drain) = Kernel::load(plan.mode)?;
+    let attacher = Arc::new(attacher);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let mut hold =
+        Hold::new(Arc::clone(&attacher), plan.mode, sender, shim.as_ref(), credentials.clone().map(Arc::new));
+    let command = command(plan, credentials, shim.as_ref());
+    let supervisor = std::thread::Builder::new()
+        .name("supervisor".into())
+        .spawn(move || {
+            let status = supervise::run(&command, Some(&signals), &mut hold);
+            (status, signals)
+        })
+        .map_err(|error| RunError::System { doing: "starting a thread", error })?;
+    let mut collector = Collector::default();
+    let gathered = gather(&mut collector, &drain, receiver, &attacher);
+    let (status, signals) = supervisor.join().map_err(|_| RunError::System {
+        doing: "supervising the program",
+        error: io::Error::other("its thread ended early"),
+    })?;
+    let status = status?;
+    let totals = gathered.map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
+    if collector.images.is_empty() {
+        say(
+            "no supported Python ran: nothing was measured\nhint: `rmprof-bpf doctor /path/to/python` says whether one can be",
+        );
+    }
+    tell_of_marks(&collector, shim.is_some());
+    let report = assemble::assemble(&mut collector.images, &totals, plan, kernel_release());
+    drop(shim);
+    let written = print(plan, output, &report);
+    drop(signals);
+    drop(kernel);
+    written?;
+    Ok(exit_code(status))
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    supervise::exit_code(status)
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>) -> Command {
+    let mut env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    if let Some(credentials) = &credentials {
+        credentials.apply_to(&mut env);
+    }
+    if let Some(shim) = shim {
+        let existing = env.iter().find(|(name, _)| name == "PYTHONPATH").map(|(_, value)| value.clone());
+        env.retain(|(name, _)| name != "PYTHONPATH");
+        env.push(("PYTHONPATH".into(), shim.pythonpath(existing.as_deref())));
+    }
+    Command { program: plan.program.clone(), args: plan.arguments.clone(), env, credentials }
+}
+
+/// Drains until the supervisor has hung up, then reads the sums.
+fn gather(
+    collector: &mut Collector,
+    drain: &Drain,
+    mut messages: UnboundedReceiver<Message>,
+    attacher: &crate::kernel::Attacher,
+) -> io::Result<Totals> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // SAFETY: the descriptor is owned by what is registered, and open for as long.
+        let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
+        let mut clock = tokio::time::interval(DRAIN_EVERY);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut progress = Progress::new();
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => {
+                        collector.record(drain.take()?);
+                        collector.hear(message);
+                    }
+                    None => break,
+                },
+                _ = clock.tick() => progress.tick(&collector.images, attacher),
+                ready = ring.readable() => ready?.clear_ready(),
+            }
+            collector.record(drain.take()?);
+        }
+        io::Result::Ok(())
+    })?;
+    let records = drain.take()?;
+    collector.record(records);
+    drain.totals()
+}
+
+/// Says why there are no marks where a Python ran without our help to it.
+fn tell_of_marks(collector: &Collector, shim: bool) {
+    for image in collector.images.values().filter(|image| shim && !image.hello && image.death.is_some()) {
+        if image.stacks.values().any(|stack| !stack.frames.is_empty()) {
+            say(&format!(
+                "process {}: marks (@profile) are not available, its Python did not load our start-up module (-I, -E, -S or an \
+                 environment of its own); the whole program was profiled",
+                image.birth.pid
+            ));
+        }
+    }
+}
+
+/// Opens the report's file before the program runs, with the rights of the person who asked, so that nothing is measured in vain.
+fn open_output(plan: &RunPlan, credentials: Option<&Credentials>) -> Result<Option<File>, RunError> {
+    let Some(path) = &plan.output else { return Ok(None) };
+    let open = || std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let opened = match credentials {
+        Some(credentials) => credentials.open_files_as(open),
+        None => open(),
+    };
+    opened.map(Some).map_err(|error| RunError::Output { path: path.display().to_string(), error })
+}
+
+fn print(plan: &RunPlan, output: Option<File>, report: &crate::report::Report) -> Result<(), RunError> {
+    let failed = |error: io::Error| RunError::Output {
+        path: plan.output.as_ref().map_or_else(|| "standard output".into(), |path| path.display().to_string()),
+        error,
+    };
+    let mut text = Vec::new();
+    crate::report::write(report, plan.format, &plan.options, &mut text).map_err(failed)?;
+    match output {
+        Some(mut file) => {
+            if file.metadata().is_ok_and(|about| about.is_file()) {
+                file.set_len(0).map_err(failed)?;
+            }
+            file.write_all(&text).map_err(failed)
+        }
+        None => {
+            let mut out = io::stdout().lock();
+            match out.write_all(&text).and_then(|()| out.flush()) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()), // the reader has seen enough
+                other => other.map_err(failed),
+            }
+        }
+    }
+}
