@@ -1,0 +1,36 @@
+//! What is done to the project rather than by it: `cargo xtask --help`.
+
+mod bench;
+mod layouts;
+mod verifier;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Generators, measurements and budgets of rmprof-bpf.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Write the offsets of CPython's structs (userspace/layouts/) from its headers
+    Layouts(layouts::Arguments),
+    /// Measure what programs pay for being profiled: bare and ours in turns
+    Bench(bench::Arguments),
+    /// Load every probe and hold what the kernel's verifier walked through against the budget
+    Verifier(verifier::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Layouts(arguments) => layouts::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Verifier(arguments) => verifier::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `cargo xtask verifier`: each program is loaded alone, and the kernel asked how many instructions its verifier walked through.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use libbpf_rs::{Object, ObjectBuilder, PrintLevel};
+use serde::Serialize;
+
+/// The most instructions that may be walked through for one program: a twentieth of where kernels give up
+/// (BPF_COMPLEXITY_LIMIT_INSNS in include/linux/bpf.h), since some walk through many more than others.
+const BUDGET: u32 = 50_000;
+
+/// What was typed after `cargo xtask verifier`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One program.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    /// Absent: this kernel did not load it.
+    loaded: Option<Loaded>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Loaded {
+    verified_instructions: u32,
+    milliseconds: f64,
+}
+
+/// Loads every program of the probes and prints what it cost.
+///
+/// # Errors
+/// No rights, a program over the budget, or none that could be loaded.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    // What libbpf has to say of kernels without some kind of program is in the error too.
+    libbpf_rs::set_print(Some((PrintLevel::Warn, |_, _| {})));
+    let mut rows = Vec::new();
+    for name in names()? {
+        rows.push(measure(name)?);
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print(&rows);
+    }
+    let loaded = || rows.iter().filter_map(|row| Some((&row.name, row.loaded.as_ref()?)));
+    if let Some((name, found)) = loaded().find(|(_, loaded)| loaded.verified_instructions > BUDGET) {
+        bail!("{name}: {} instructions, over the budget of {BUDGET}", found.verified_instructions);
+    }
+    ensure!(loaded().next().is_some(), "no program could be loaded\nhint: run as root");
+    Ok(())
+}
+
+fn names() -> Result<Vec<String>> {
+    let object = ObjectBuilder::default().open_memory(rmprof_probes::OBJECT).context("the probes are no BPF object")?;
+    Ok(object.progs().map(|program| program.name().to_string_lossy().into_owned()).collect())
+}
+
+fn measure(name: String) -> Result<Row> {
+    let begin = Instant::now();
+    match load(&name) {
+        Ok((object, load_time)) => {
+            let instructions = verified(&object, &name)
+                .with_context(|| format!("{name} is loaded, and the kernel does not describe it"))?;
+            let milliseconds = load_time.as_secs_f64() * 1e3;
+            Ok(Row { name, loaded: Some(Loaded { verified_instructions: instructions, milliseconds }), refused: None })
+        }
+        Err(error) => {
+            let text = format!("{error} (after {:.0} ms)", begin.elapsed().as_secs_f64() * 1e3);
+            Ok(Row { name, loaded: None, refused: Some(text) })
+        }
+    }
+}
+
+fn load(name: &str) -> libbpf_rs::Result<(Object, Duration)> {
+    let mut open = ObjectBuilder::default().open_memory(rmprof_probes::OBJECT)?;
+    for mut program in open.progs_mut() {
+        let wanted = program.name() == name;
+        program.set_autoload(wanted);
+    }
+    for mut map in open.maps_mut() {
+        // Large tables take time to make, which is not the verifier's.
+        if map.name() == "blocks" {
+            map.set_max_entries(1)?;
+        }
+    }
+    let begin = Instant::now();
+    let object = open.load()?;
+    Ok((object, begin.elapsed()))
+}
+
+/// What the kernel says of a program that was loaded (`bpf_prog_info.verified_insns`, Linux 5.16).
+fn verified(object: &Object, name: &str) -> Result<u32> {
+    let program = object.progs().find(|program| program.name() == name).context("it is not in the object")?;
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut bytes = u32::try_from(size_of_val(&info))?;
+    // SAFETY: the descriptor is open, and the kernel writes at most `bytes` bytes to a struct that asks for no arrays.
+    let result =
+        unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_fd().as_raw_fd(), &raw mut info, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result).into());
+    }
+    Ok(info.verified_insns)
+}
+
+fn print(rows: &[Row]) {
+    println!("{:<24} {:>12} {:>10}   budget {BUDGET}", "program", "instructions", "load ms");
+    for row in rows {
+        match (&row.loaded, &row.refused) {
+            (Some(loaded), _) => {
+                println!("{:<24} {:>12} {:>10.1}", row.name, loaded.verified_instructions, loaded.milliseconds);
+            }
+            (None, refused) => println!("{:<24} not loaded: {}", row.name, refused.as_deref().unwrap_or_default()),
+        }
+    }
+    let total: u32 = rows.iter().filter_map(|row| Some(row.loaded.as_ref()?.verified_instructions)).sum();
+    println!("{:<24} {total:>12}", "together");
+}
