@@ -1,0 +1,301 @@
+//! Runs of the real binary.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::report::Report;
+
+/// A run that has not ended by then hangs.
+const TOO_LONG: Duration = Duration::from_secs(60);
+
+/// A run to be made. Words are options of ours until the first that is the program.
+#[derive(Default)]
+pub struct Run {
+    words: Vec<OsString>,
+    environment: Vec<(String, OsString)>,
+    input: Option<Vec<u8>>,
+    directory: Option<PathBuf>,
+    user: Option<u32>,
+    report: Option<TempDir>,
+}
+
+impl Run {
+    /// With these words.
+    pub fn new<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> Self {
+        Self::default().words(words)
+    }
+
+    /// With a JSON report into a file of its own, which [`Ran::report`] gives.
+    pub fn json() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("report.json");
+        let mut run = Self::new(["--output".as_ref(), file.as_os_str()]);
+        run.report = Some(directory);
+        run
+    }
+
+    /// One more word.
+    pub fn word(mut self, word: impl AsRef<OsStr>) -> Self {
+        self.words.push(word.as_ref().to_owned());
+        self
+    }
+
+    /// More words.
+    pub fn words<W: AsRef<OsStr>>(self, words: impl IntoIterator<Item = W>) -> Self {
+        words.into_iter().fold(self, |run, word| run.word(word))
+    }
+
+    /// A variable of the environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Standard input.
+    pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(bytes.into());
+        self
+    }
+
+    /// The working directory.
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// Not as root but as this user, without any right.
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match self.user {
+            Some(user) => {
+                let mut command = Command::new("setpriv");
+                command.args(["--clear-groups", &format!("--reuid={user}"), &format!("--regid={user}"), "--"]);
+                command.arg(readable_by_all());
+                command
+            }
+            None => Command::new(env!("CARGO_BIN_EXE_rmprof-bpf")),
+        };
+        let ours = |name: &str| name.starts_with("SUDO_") || name.starts_with("PYTHON");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+            command.env_remove(name);
+        }
+        command.args(&self.words).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts it, in a process group of its own.
+    pub fn start(self) -> Started {
+        let mut child = self.command().process_group(0).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut errors = child.stderr.take().unwrap();
+        let errors = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            let _ = errors.read_to_end(&mut said);
+            said
+        });
+        let input = child.stdin.take().zip(self.input).map(|(pipe, bytes)| feed(pipe, bytes));
+        Started { watchdog: Watchdog::start(child.id()), child, output, errors, input, report: self.report }
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn run(self) -> Ran {
+        self.start().end()
+    }
+}
+
+/// A copy of the binary where every user may execute it: the build's directory may be closed to others.
+fn readable_by_all() -> &'static OsStr {
+    use std::os::unix::fs::PermissionsExt;
+    static COPY: std::sync::OnceLock<(TempDir, PathBuf)> = std::sync::OnceLock::new();
+    let (_, file) = COPY.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let file = directory.path().join("rmprof-bpf");
+        std::fs::copy(env!("CARGO_BIN_EXE_rmprof-bpf"), &file).unwrap();
+        (directory, file)
+    });
+    file.as_os_str()
+}
+
+fn feed(mut pipe: ChildStdin, bytes: Vec<u8>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        // The program may end without reading all of it.
+        let _ = pipe.write_all(&bytes);
+    })
+}
+
+/// Ends a process group that does not end by itself, or whose test has failed.
+struct Watchdog(mpsc::Sender<()>);
+
+impl Watchdog {
+    fn start(group: u32) -> Self {
+        let (sender, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(TOO_LONG).is_err() {
+                let _ = kill(Pid::from_raw(-i32::try_from(group).unwrap()), Signal::SIGKILL);
+            }
+        });
+        Self(sender)
+    }
+}
+
+/// A run under way.
+pub struct Started {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+    errors: JoinHandle<Vec<u8>>,
+    input: Option<JoinHandle<()>>,
+    report: Option<TempDir>,
+    watchdog: Watchdog,
+}
+
+impl Started {
+    /// Our process; its group has the same number.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// The next line of standard output: the program's hand-shake.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let count = self.output.read_line(&mut line).unwrap();
+        assert!(count > 0, "standard output ended");
+        line.trim_end().to_owned()
+    }
+
+    /// The next line as a number, such as a process's.
+    #[track_caller]
+    pub fn number(&mut self) -> i64 {
+        let line = self.line();
+        line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"))
+    }
+
+    /// Nobody reads standard output any more.
+    pub fn close_output(self) -> ExitStatus {
+        let Self { mut child, output, errors, watchdog, .. } = self;
+        drop(output);
+        let status = child.wait().unwrap();
+        let _ = errors.join();
+        assert!(watchdog.0.send(()).is_ok(), "the run did not end by itself");
+        status
+    }
+
+    /// Sends our process a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for the end: of our process, and of everybody who has its standard output and error open.
+    #[track_caller]
+    pub fn end(mut self) -> Ran {
+        let mut stdout = Vec::new();
+        self.output.read_to_end(&mut stdout).unwrap();
+        let status = self.child.wait().unwrap();
+        let stderr = self.errors.join().unwrap();
+        if let Some(input) = self.input {
+            input.join().unwrap();
+        }
+        let hung = self.watchdog.0.send(()).is_err();
+        let file = self.report.as_ref().and_then(|directory| std::fs::read(directory.path().join("report.json")).ok());
+        let ran = Ran { status, stdout, stderr, file };
+        assert!(!hung, "the run did not end by itself: {ran}");
+        ran
+    }
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// How.
+    pub status: ExitStatus,
+    /// Standard output, but for what was read before.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+    file: Option<Vec<u8>>,
+}
+
+impl Ran {
+    /// The exit status.
+    #[track_caller]
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("ended by signal {:?}: {self}", self.status.signal()))
+    }
+
+    /// Standard output as text.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Asserts that the exit status is this.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code(), code, "{self}");
+        self
+    }
+
+    /// Asserts that nothing was said on standard error.
+    #[track_caller]
+    pub fn quiet(self) -> Self {
+        assert_eq!(self.stderr_text(), "", "{self}");
+        self
+    }
+
+    /// The report of [`Run::json`].
+    #[track_caller]
+    pub fn report(&self) -> Report {
+        let file = self.file.as_deref().unwrap_or_else(|| panic!("no report: {self}"));
+        assert!(!file.is_empty(), "the report is empty: {self}");
+        Report::read(file)
+    }
+}
+
+impl std::fmt::Display for Ran {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (stdout, stderr) = (self.stdout_text(), self.stderr_text());
+        write!(formatter, "{}\n--- stdout ---\n{stdout}\n--- stderr ---\n{stderr}", self.status)
+    }
+}
+
+/// Asks again until it is so; a hand-shake with something that cannot shake hands. Panics after ten seconds.
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "not so after {:?}: {what}", begun.elapsed());
+        std::thread::yield_now();
+    }
+}
+
+/// Runs a command to its end, as a bare process.
+#[track_caller]
+pub fn finish(command: &mut Command) -> Ran {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    Ran { status: output.status, stdout: output.stdout, stderr: output.stderr, file: None }
+}

@@ -1,0 +1,32 @@
+//! The real binary over real Pythons with real probes: all of it needs root.
+//!
+//! Nothing here sleeps: programs say on standard output how far they are, and what cannot say it is asked, bounded.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
+mod common;
+
+#[path = "live/acceptance.rs"]
+mod acceptance;
+#[path = "live/cases.rs"]
+mod cases;
+#[path = "live/death.rs"]
+mod death;
+#[path = "live/forks.rs"]
+mod forks;
+#[path = "live/hostile.rs"]
+mod hostile;
+#[path = "live/left.rs"]
+mod left;
+#[path = "live/pages.rs"]
+mod pages;
+#[path = "live/rights.rs"]
+mod rights;
+#[path = "live/signals.rs"]
+mod signals;
+#[path = "live/start.rs"]
+mod start;
+#[path = "live/streams.rs"]
+mod streams;
+#[path = "live/unmarked.rs"]
+mod unmarked;
