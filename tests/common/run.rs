@@ -184,6 +184,13 @@ impl Started {
         line.trim_end().to_owned()
     }
 
+    /// Whether something stands on standard output that has not been read.
+    pub fn has_output(&self) -> bool {
+        use std::os::fd::AsFd;
+        let mut ready = [nix::poll::PollFd::new(self.output.get_ref().as_fd(), nix::poll::PollFlags::POLLIN)];
+        !self.output.buffer().is_empty() || nix::poll::poll(&mut ready, nix::poll::PollTimeout::ZERO).unwrap() > 0
+    }
+
     /// The next line as a number, such as a process's.
     #[track_caller]
     pub fn number(&mut self) -> i64 {
