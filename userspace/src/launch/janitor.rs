@@ -11,10 +11,10 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
-/// A small process of our own (its name is `rmprof-janitor`) that waits until we are gone, however that comes about, and so is the
-/// program, whose Python may be about to read the directory; then it removes the directory and ends. It learns of our end by the end of a pipe whose only writer we are, so it needs no
-/// signal and no polling; it sits in a session of its own and ignores all signals that can be ignored, so that the Ctrl-C
-/// or the `kill` that ends us does not end it.
+/// A small process of our own (its name is `rmprof-janitor`) that waits until we are gone, however that comes about, and so
+/// is the program, whose Python may be about to read the directory; then it removes the directory and ends. It learns of our
+/// end by the end of a pipe whose only writer we are, so it needs no signal and no polling; it sits in a session of its own
+/// and ignores all signals that can be ignored, so that the Ctrl-C or the `kill` that ends us does not end it.
 ///
 /// Dropping it is the normal end: the pipe is closed, and the janitor waited for.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Orders<'_> {
             let got = unsafe { libc::read(self.reader, (&raw mut number).cast(), size_of::<i32>()) };
             match got {
                 4 => {
-                    // SAFETY: plain integers; the program lives: its number is sent while it is held.
+                    // SAFETY: plain integers; the number is sent while its process waits for us.
                     program = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
                 }
                 -1 if Errno::last_raw() == libc::EINTR => {}

@@ -136,7 +136,7 @@ impl Shim {
         &self.path
     }
 
-    /// Where to write the number of the program's process (four bytes, native order) once it is held: should we be killed, the
+    /// Where to write the number of the program's process (four bytes, native order) before it is let go: should we be killed, the
     /// directory stays until the program has ended too.
     pub fn notice(&self) -> Option<OwnedFd> {
         self.janitor.as_ref()?.notice()

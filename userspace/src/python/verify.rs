@@ -55,11 +55,12 @@ pub fn thread_states(
     if interpreter == 0 { Ok(threads) } else { Err(endless()) }
 }
 
-/// Whether the interpreter itself knows `thread_state` as that of the thread with this thread pointer (fsbase). `false` is to be
-/// taken for "the layout or the address is wrong": no Python line may be told then.
+/// Whether the interpreter itself knows `thread_state` as that of the thread with this thread pointer (fsbase). `false` says that
+/// the layout or the address is wrong, or that this thread has ended meanwhile.
 ///
 /// # Errors
-/// As [`thread_states`], after a few attempts.
+/// As [`thread_states`], after a few attempts; and where the interpreter has no thread at all: it is being finalised
+/// (`Py_FinalizeEx`), and says nothing any more ([`io::ErrorKind::NotFound`]).
 pub fn thread_is_known(
     memory: &(impl Memory + ?Sized),
     runtime_address: u64,
@@ -69,8 +70,11 @@ pub fn thread_is_known(
 ) -> io::Result<bool> {
     let mut answer = Ok(false);
     for _ in 0..ATTEMPTS {
-        answer = thread_states(memory, runtime_address, layout).map(|threads| {
-            threads.iter().any(|state| (state.address, state.thread_id) == (thread_state, thread_pointer))
+        answer = thread_states(memory, runtime_address, layout).and_then(|threads| {
+            if threads.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the interpreter has no threads"));
+            }
+            Ok(threads.iter().any(|state| (state.address, state.thread_id) == (thread_state, thread_pointer)))
         });
         if matches!(answer, Ok(true)) {
             break;
@@ -272,6 +276,20 @@ mod tests {
             let known = |state, pointer| thread_is_known(&memory, RUNTIME, layout, state, pointer).unwrap();
             assert!(known(THREADS[0], 0x7f01) && known(THREADS[1], 0x7f02));
             assert!(!known(THREADS[0], 0x7f02) && !known(0x50_0000, 0x7f01));
+        }
+    }
+
+    /// A program that ends at once is looked at after its Python was finalised.
+    #[test]
+    fn a_finalised_interpreter_contradicts_nothing() {
+        let layout = for_version(3, 11).unwrap();
+        for (base, head) in
+            [(RUNTIME, layout.runtime_interpreters_head), (INTERPRETER, layout.interpreter_threads_head)]
+        {
+            let mut memory = process(layout);
+            memory.0.insert(base + u64::from(head), 0);
+            let error = thread_is_known(&memory, RUNTIME, layout, THREADS[0], 0x7f01).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
         }
     }
 

@@ -197,6 +197,13 @@ impl Hold {
 }
 
 impl Watcher for Hold {
+    fn starting(&mut self, pid: Pid) {
+        if let Some(mut notice) = self.notice.take() {
+            // Without it the directory merely goes with us.
+            let _ = notice.write_all(&pid.as_raw().to_ne_bytes());
+        }
+    }
+
     fn forked(&mut self, parent: Pid, child: Pid) {
         let Some(held) = self.watched.get(&parent) else { return };
         let (interpreter, layout, parent_id) = (held.interpreter.clone(), held.layout.clone(), held.id);
@@ -215,10 +222,6 @@ impl Watcher for Hold {
     }
 
     fn executed(&mut self, pid: Pid) -> AfterExec {
-        if let Some(mut notice) = self.notice.take() {
-            // Without it the directory merely goes with us.
-            let _ = notice.write_all(&pid.as_raw().to_ne_bytes());
-        }
         self.end(pid, None);
         if self.modules.may_be_python(pid) { AfterExec::HoldWhenLoaded } else { AfterExec::Continue }
     }

@@ -82,6 +82,9 @@ pub struct FunctionInfo {
     pub marked_addresses: Vec<u64>,
 }
 
+/// So many thread states have to be unknown to the interpreter before it is said: one thread may have ended meanwhile.
+const CHECKS: u32 = 3;
+
 /// The fingerprint of a code object that the kernel side could not read (`walk_step` in probes/bpf/python.bpf.h).
 const NOT_READ: u32 = 0;
 
@@ -108,7 +111,8 @@ pub struct Image {
     mappings: Mappings,
     marks_waiting: Vec<(CodeKey, u32)>,
     sources: HashMap<String, Option<Arc<Vec<String>>>>,
-    checked: bool,
+    /// Thread states still to be held against the interpreter's own list.
+    checks: u32,
     clean_ups_ahead: HashMap<CodeKey, Vec<with_cleanup::CleanUp>>,
 }
 
@@ -127,7 +131,7 @@ impl Image {
             mappings: Mappings::new(crate::target::page_bytes()),
             marks_waiting: Vec::new(),
             sources: HashMap::new(),
-            checked: false,
+            checks: CHECKS,
             clean_ups_ahead: HashMap::new(),
         }
     }
@@ -153,16 +157,22 @@ impl Image {
             }
         }
         self.stacks.insert(id, stack);
-        if self.checked || thread_state == 0 {
+        if self.checks == 0 || thread_state == 0 {
             return None;
         }
-        self.checked = true;
         let memory = self.memory();
         let runtime = self.birth.interpreter.runtime_address;
         match verify::thread_is_known(&memory, runtime, &self.birth.layout, thread_state, thread_pointer) {
-            Ok(true) | Err(_) => None, // unreadable: it has ended meanwhile
-            Ok(false) => Some(format!("the thread state at {thread_state:#x} is not in it")),
+            Ok(true) => self.checks = 0,
+            Ok(false) => {
+                self.checks -= 1;
+                if self.checks == 0 {
+                    return Some(format!("the thread state at {thread_state:#x} is not in it"));
+                }
+            }
+            Err(_) => {} // it has ended meanwhile, or is about to
         }
+        None
     }
 
     /// The bytecode of a code object that is announced next.

@@ -165,8 +165,8 @@ pub(super) struct Started {
     user: String,
 }
 
-/// Forks the child, seizes it and lets it go. `mask` is the signal mask the program gets.
-pub(super) fn start(command: &Command, mask: SigSet) -> Result<Started, SpawnError> {
+/// Forks the child, seizes it and lets it go, after `before_go`. `mask` is the signal mask the program gets.
+pub(super) fn start(command: &Command, mask: SigSet, before_go: impl FnOnce(Pid)) -> Result<Started, SpawnError> {
     let program = command.program.clone();
     let system = |source: io::Error| SpawnError::System { program: program.clone(), source };
     let mut prepared = prepare(command, mask)?;
@@ -189,6 +189,7 @@ pub(super) fn start(command: &Command, mask: SigSet) -> Result<Started, SpawnErr
         let _ = nix::sys::wait::waitpid(pid, None);
         return Err(SpawnError::Trace { program, errno });
     }
+    before_go(pid);
     // Should the child be gone already, its end is reported by waitpid.
     let _ = File::from(go_write).write_all(b"!");
     let user = command.credentials.as_ref().map(|rights| rights.name.clone()).unwrap_or_default();

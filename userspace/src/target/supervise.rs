@@ -35,6 +35,8 @@ pub enum AfterExec {
 /// Told of every process, on the thread that called [`run`], while the process named is held: its memory and its files in
 /// `/proc` can be read, nothing of it runs. It may nevertheless be killed at any instant: every look at it may fail.
 pub trait Watcher {
+    /// The first process is about to be let go towards its exec. From here on it runs the program even if we are killed.
+    fn starting(&mut self, _pid: Pid) {}
     /// `child` is a copy of `parent`, made by fork; both are held. Not called for threads, nor for a child that shares its
     /// parent's memory until its exec (vfork, posix_spawn). Should `parent` have been killed meanwhile, it may be unknown.
     fn forked(&mut self, parent: Pid, child: Pid);
@@ -64,7 +66,7 @@ pub fn run(command: &Command, signals: Option<&Signals>, watcher: &mut dyn Watch
         || nix::sys::signal::SigSet::thread_get_mask().unwrap_or(nix::sys::signal::SigSet::empty()),
         Signals::original_mask,
     );
-    let started = spawn::start(command, mask)?;
+    let started = spawn::start(command, mask, |pid| watcher.starting(pid))?;
     let ticker = Ticker::start(TICK).map_err(|source| {
         let _ = nix::sys::signal::kill(started.pid, nix::sys::signal::Signal::SIGKILL);
         SpawnError::System { program: command.program.clone(), source }
