@@ -14,6 +14,11 @@ pub struct Process<'r>(pub &'r Value);
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'r>(pub &'r Value);
 
+/// What a line that asks for one block may be charged besides: what its own small objects take, among it the page of Python's
+/// arena that they are the first to touch. Where a page begins varies with whatever the program has allocated before, down
+/// to the length of its path.
+pub const BESIDE: i64 = 64 + 4096;
+
 /// Asserts that `found` is `expected`, give or take `tolerance`.
 #[track_caller]
 pub fn near(found: i64, expected: i64, tolerance: i64) {
