@@ -3,117 +3,171 @@
 #ifndef EMIT_BPF_H
 #define EMIT_BPF_H
 
-/* Copies the data of a str into the record. False: user space has to read it, or it stays unknown. */
-static __always_inline bool read_text(const struct rm_layout *layout, __u64 object, struct rm_text *text, __u8 *data, __u32 limit)
+enum { SMALL_PART_RECORD = __builtin_offsetof(struct rm_part_event, data) + RM_SMALL_PART };
+
+/* What a piece is of. */
+struct whole {
+	__u64 code;
+	__u64 address;
+	__u32 process;
+	__u32 fingerprint;
+	__u32 part;
+	__u32 kind;
+	__u32 total;
+};
+
+static __always_inline void fill_part(struct rm_part_event *record, const struct whole *whole, __u32 offset, __u32 bytes)
 {
-	__u64 length = 0, start;
-	__u32 state = 0, kind, bytes;
-
-	text->bytes = 0;
-	text->kind = 1;
-	if (!object || bpf_probe_read_user(&length, sizeof(length), (void *)(object + layout->str_length)) ||
-	    bpf_probe_read_user(&state, sizeof(state), (void *)(object + layout->str_state)))
-		return false;
-	kind = state >> (layout->str_kind_shift & 31) & 7;
-	if (!(state >> (layout->str_compact_bit & 31) & 1) || (kind != 1 && kind != 2 && kind != 4))
-		return false;
-	start = object + (state >> (layout->str_ascii_bit & 31) & 1 ? layout->str_ascii_data : layout->str_compact_data);
-	if (length > limit / kind)
-		return false; /* longer than the record: user space reads it whole */
-	bytes = length * kind;
-	if (bytes > limit)
-		return false;
-	if (bytes && bpf_probe_read_user(data, bytes, (void *)start))
-		return false;
-	text->bytes = bytes;
-	text->kind = kind;
-	return true;
-}
-
-static __always_inline void fill_code(struct rm_process *process, struct rm_code_event *record, __u64 code, __u32 fingerprint,
-				      const union fields *fields, __u64 table, __u64 table_bytes, __u32 table_limit)
-{
-	const struct rm_layout *layout = &process->layout;
-	__u32 flags = 0;
-
-	record->event.kind = RM_EVENT_CODE;
-	record->event.process = process->id;
-	record->code = code;
-	record->fingerprint = fingerprint;
-	record->first_line = field32(fields, layout->code_first_line);
-	if (!read_text(layout, field64(fields, layout->code_filename), &record->filename, record->filename_data, RM_FILENAME_BYTES))
-		flags |= RM_CODE_NO_FILENAME;
-	if (!read_text(layout, field64(fields, layout->code_name), &record->name, record->name_data, RM_NAME_BYTES))
-		flags |= RM_CODE_NO_NAME;
-	if (layout->code_qualname == RM_ABSENT ||
-	    !read_text(layout, field64(fields, layout->code_qualname), &record->qualname, record->qualname_data, RM_QUALNAME_BYTES))
-		flags |= RM_CODE_NO_QUALNAME;
-	record->table_bytes = 0;
-	if (table_bytes > table_limit || bpf_probe_read_user(record->table, table_bytes, (void *)table))
-		flags |= RM_CODE_NO_TABLE;
-	else
-		record->table_bytes = table_bytes;
-	record->flags = flags;
-}
-
-enum { SMALL_CODE_RECORD = __builtin_offsetof(struct rm_code_event, table) + RM_SMALL_TABLE };
-
-static __always_inline void announce_bytecode(struct rm_process *process, const struct code_key *key, __u64 object)
-{
-	struct rm_bytecode_event *record;
-	__u64 bytes = 0;
-
-	if (bpf_probe_read_user(&bytes, sizeof(bytes), (void *)(object + process->layout.bytes_length)) || bytes >= RM_BYTECODE_BYTES)
-		return;
-	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-	if (!record) {
-		count(RM_COUNT_RING_FULL_CODE);
-		return;
-	}
-	record->event.kind = RM_EVENT_BYTECODE;
-	record->event.process = process->id;
-	record->code = key->code;
-	record->fingerprint = key->fingerprint;
-	record->bytes = bytes;
-	bytes &= RM_BYTECODE_BYTES - 1; /* so that the verifier sees what was checked above */
-	if (bpf_probe_read_user(record->data, bytes, (void *)(object + process->layout.bytes_data)))
-		record->bytes = 0;
+	record->event.kind = RM_EVENT_PART;
+	record->event.process = whole->process;
+	record->code = whole->code;
+	record->fingerprint = whole->fingerprint;
+	record->part = whole->part;
+	record->kind = whole->kind;
+	record->offset = offset;
+	record->total = whole->total;
+	/* No piece at all is what is missed: the whole is then not whole. */
+	record->bytes = bpf_probe_read_user(record->data, bytes, (void *)(whole->address + offset)) ? 0 : bytes;
 	bpf_ringbuf_submit(record, wakeup_flags());
 }
 
-/* Sends a code object that has not been sent. A global function: verified once, by itself. */
+/* Sends `whole` in pieces. A global function: verified once, by itself. */
+__noinline int announce_whole(const struct whole *whole)
+{
+	struct rm_part_event *record;
+	__u32 offset, bytes;
+
+	if (!whole || whole->total > RM_LONGEST_PART)
+		return 0;
+	for (int i = 0; i < RM_LONGEST_PART / RM_LARGE_PART; i++) {
+		offset = i * RM_LARGE_PART;
+		if (offset >= whole->total)
+			break;
+		bytes = whole->total - offset;
+		if (bytes <= RM_SMALL_PART) {
+			record = bpf_ringbuf_reserve(&events, SMALL_PART_RECORD, 0);
+			if (!record)
+				goto full;
+			fill_part(record, whole, offset, bytes);
+		} else {
+			if (bytes > RM_LARGE_PART)
+				bytes = RM_LARGE_PART;
+			record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+			if (!record)
+				goto full;
+			fill_part(record, whole, offset, bytes);
+		}
+	}
+	return 0;
+full:
+	count(RM_COUNT_RING_FULL_CODE);
+	return 0;
+}
+
+/* Finds the data of a str and sends it ahead when it is longer than what the record has room for. */
+static __always_inline void find_text(const struct rm_layout *layout, struct whole *text, __u64 object, __u32 limit)
+{
+	__u64 length = 0;
+	__u32 state = 0, kind;
+
+	text->kind = 0; /* until all is well: then there is none */
+	text->total = 0;
+	if (!object || bpf_probe_read_user(&length, sizeof(length), (void *)(object + layout->str_length)) ||
+	    bpf_probe_read_user(&state, sizeof(state), (void *)(object + layout->str_state)))
+		return;
+	kind = state >> (layout->str_kind_shift & 31) & 7;
+	if (!(state >> (layout->str_compact_bit & 31) & 1) || (kind != 1 && kind != 2 && kind != 4))
+		return;
+	text->address = object + (state >> (layout->str_ascii_bit & 31) & 1 ? layout->str_ascii_data : layout->str_compact_data);
+	text->kind = kind;
+	text->total = length > RM_LONGEST_NAME / kind ? RM_LONGEST_NAME : length * kind;
+	if (text->total > limit)
+		announce_whole(text);
+}
+
+/* Copies the data of a str into the record. False: it is not there. */
+static __always_inline bool copy_text(const struct whole *text, struct rm_text *head, __u8 *data, __u32 limit)
+{
+	__u32 bytes = text->total;
+
+	head->bytes = 0;
+	head->kind = text->kind;
+	if (!text->kind || bytes > limit || (bytes && bpf_probe_read_user(data, bytes, (void *)text->address)))
+		return false;
+	head->bytes = bytes;
+	return true;
+}
+
+/* Finds a bytes object's data and sends it ahead when there is more than `room` for it. False: unreadable. */
+static __always_inline bool find_bytes(const struct rm_layout *layout, struct whole *data, __u64 object, __u32 room)
+{
+	__u64 length = 0;
+
+	data->kind = 1;
+	if (bpf_probe_read_user(&length, sizeof(length), (void *)(object + layout->bytes_length)))
+		return false;
+	data->address = object + layout->bytes_data;
+	data->total = length > RM_LONGEST_PART ? RM_ABSENT : length;
+	if (data->total > room)
+		announce_whole(data);
+	return true;
+}
+
+/* Sends a code object that has not been sent. What does not fit goes ahead of its record. A global function: verified once, by itself. */
 __noinline int announce_code(struct rm_process *process, __u64 code, __u32 fingerprint)
 {
 	struct code_key key = { .code = code, .fingerprint = fingerprint };
+	struct whole filename = { .code = code, .fingerprint = fingerprint, .part = RM_PART_FILENAME };
+	struct whole name, qualname, table;
+	const struct rm_layout *layout;
 	struct rm_code_event *record;
-	__u64 table, table_bytes = 0;
 	union fields fields = {};
+	__u32 flags = 0;
 	__u8 yes = 1;
 
 	if (!process)
 		return 0;
-	key.process = process->id;
+	layout = &process->layout;
+	key.process = filename.process = process->id;
 	if (bpf_map_lookup_elem(&codes, &key))
 		return 0;
-	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(key.code + process->layout.code_base)))
+	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(code + layout->code_base)))
 		goto unreadable;
-	if (process->layout.code_code != RM_ABSENT)
-		announce_bytecode(process, &key, field64(&fields, process->layout.code_code));
-	table = field64(&fields, process->layout.code_line_table);
-	if (bpf_probe_read_user(&table_bytes, sizeof(table_bytes), (void *)(table + process->layout.bytes_length)))
-		goto unreadable;
-	table += process->layout.bytes_data;
-	if (table_bytes <= RM_SMALL_TABLE) {
-		record = bpf_ringbuf_reserve(&events, SMALL_CODE_RECORD, 0);
-		if (!record)
-			goto full;
-		fill_code(process, record, key.code, key.fingerprint, &fields, table, table_bytes, RM_SMALL_TABLE);
-	} else {
-		record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-		if (!record)
-			goto full;
-		fill_code(process, record, key.code, key.fingerprint, &fields, table, table_bytes, RM_LARGE_TABLE);
+	name = qualname = table = filename;
+	if (layout->code_code != RM_ABSENT) {
+		table.part = RM_PART_BYTECODE;
+		find_bytes(layout, &table, field64(&fields, layout->code_code), 0);
 	}
+	table.part = RM_PART_TABLE;
+	if (!find_bytes(layout, &table, field64(&fields, layout->code_line_table), RM_TABLE_BYTES))
+		goto unreadable;
+	name.part = RM_PART_NAME;
+	qualname.part = RM_PART_QUALNAME;
+	find_text(layout, &filename, field64(&fields, layout->code_filename), RM_FILENAME_BYTES);
+	find_text(layout, &name, field64(&fields, layout->code_name), RM_NAME_BYTES);
+	if (layout->code_qualname != RM_ABSENT)
+		find_text(layout, &qualname, field64(&fields, layout->code_qualname), RM_QUALNAME_BYTES);
+
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record)
+		goto full;
+	record->event.kind = RM_EVENT_CODE;
+	record->event.process = key.process;
+	record->code = code;
+	record->fingerprint = fingerprint;
+	record->first_line = field32(&fields, layout->code_first_line);
+	if (!copy_text(&filename, &record->filename, record->filename_data, RM_FILENAME_BYTES))
+		flags |= RM_CODE_NO_FILENAME;
+	if (!copy_text(&name, &record->name, record->name_data, RM_NAME_BYTES))
+		flags |= RM_CODE_NO_NAME;
+	if (!copy_text(&qualname, &record->qualname, record->qualname_data, RM_QUALNAME_BYTES))
+		flags |= RM_CODE_NO_QUALNAME;
+	record->table_bytes = 0;
+	if (table.total > RM_TABLE_BYTES || bpf_probe_read_user(record->table, table.total, (void *)table.address))
+		flags |= RM_CODE_NO_TABLE;
+	else
+		record->table_bytes = table.total;
+	record->flags = flags;
 	bpf_ringbuf_submit(record, wakeup_flags());
 	bpf_map_update_elem(&codes, &key, &yes, BPF_ANY);
 	return 0;

@@ -98,13 +98,17 @@ static __always_inline __u32 innermost_frame(const struct rm_layout *layout, __u
 	return at ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
 }
 
-/* Two code objects at one address differ in this: their version where Python counts them, and where their line table stands. */
+/* Two code objects at one address differ in this: their version where Python counts them, and where their line table and their names
+ * stand (code.replace() gives new names to an old table). */
 static __always_inline __u32 fingerprint_of(const struct rm_layout *layout, const union fields *code)
 {
-	__u64 table = field64(code, layout->code_line_table);
+	__u32 table = field64(code, layout->code_line_table) >> 4;
+	__u32 filename = field64(code, layout->code_filename) >> 4;
+	__u32 name = field64(code, layout->code_name) >> 4;
 	__u32 version = layout->code_version != RM_ABSENT ? field32(code, layout->code_version) : 0;
 
-	return ((__u32)(table >> 4) ^ (version * 0x9e3779b1u) ^ (field32(code, layout->code_first_line) << 20)) | 1;
+	return (table ^ filename * 0x85ebca6bu ^ name * 0xc2b2ae35u ^ version * 0x9e3779b1u ^
+		field32(code, layout->code_first_line) << 20) | 1;
 }
 
 static __always_inline __s32 position_of(const struct rm_layout *layout, const union fields *frame, __u64 code)

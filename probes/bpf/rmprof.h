@@ -21,12 +21,14 @@ enum rm_limits {
 	RM_FRAME_READ = 88,       /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
 	RM_CODE_READ = 96,        /* bytes read of each code object, from rm_layout.code_base on */
 	RM_MAX_ACTIVE = 64,       /* marked frames of one thread whose running line is known */
-	RM_FILENAME_BYTES = 1024, /* of co_filename, in its own encoding; longer ones are cut and flagged */
+	RM_FILENAME_BYTES = 1024, /* of co_filename, in its own encoding, in a code object's record; longer ones travel as parts */
 	RM_NAME_BYTES = 256,      /* of co_name */
 	RM_QUALNAME_BYTES = 512,  /* of co_qualname */
-	RM_SMALL_TABLE = 1024,    /* a line table up to this size travels in a small record */
-	RM_LARGE_TABLE = 16384,   /* and up to this in a large one; longer ones are read by user space */
-	RM_BYTECODE_BYTES = 8192, /* co_code shorter than this travels; longer ones are read by user space */
+	RM_TABLE_BYTES = 1024,    /* of the line table */
+	RM_SMALL_PART = 2048,     /* bytes of a part in a small record */
+	RM_LARGE_PART = 16384,    /* and in a large one; what is longer travels in several, in order */
+	RM_LONGEST_NAME = 4096,   /* of the longest str that travels; longer ones are cut */
+	RM_LONGEST_PART = 1 << 20, /* longer line tables and bytecodes do not travel: user space reads them */
 	RM_ARENA_GRANULE = 1 << 18, /* bytes of address space in one entry of the arenas map: 64 pages of 4 KiB, a bit each */
 	RM_PAGE = 4096,
 };
@@ -197,7 +199,7 @@ enum rm_event_kind {
 	RM_EVENT_MARK = 3,
 	RM_EVENT_HELLO = 4,
 	RM_EVENT_MAP = 5,
-	RM_EVENT_BYTECODE = 6,
+	RM_EVENT_PART = 6,
 };
 
 struct rm_event {
@@ -216,7 +218,7 @@ struct rm_stack_event {
 	struct rm_frame frames[RM_MAX_FRAMES];
 };
 
-/* Bits of rm_code_event.flags: what user space has to read itself while the process lives. */
+/* Bits of rm_code_event.flags: what is not in the record. Its parts went before it, or user space reads it while the process lives. */
 enum rm_code_flags {
 	RM_CODE_NO_FILENAME = 1 << 0,
 	RM_CODE_NO_NAME = 1 << 1,
@@ -230,7 +232,7 @@ struct rm_text {
 	rm_u32 kind;
 };
 
-/* First sight of a code object. The small record ends after RM_SMALL_TABLE bytes of table. */
+/* First sight of a code object. */
 struct rm_code_event {
 	struct rm_event event;
 	rm_u64 code;
@@ -244,16 +246,31 @@ struct rm_code_event {
 	rm_u8 filename_data[RM_FILENAME_BYTES];
 	rm_u8 name_data[RM_NAME_BYTES];
 	rm_u8 qualname_data[RM_QUALNAME_BYTES];
-	rm_u8 table[RM_LARGE_TABLE];
+	rm_u8 table[RM_TABLE_BYTES];
 };
 
-/* Goes before the rm_code_event of the same code object, where the layout has code_code. */
-struct rm_bytecode_event {
+enum rm_part {
+	RM_PART_FILENAME = 0,
+	RM_PART_NAME = 1,
+	RM_PART_QUALNAME = 2,
+	RM_PART_TABLE = 3,
+	RM_PART_BYTECODE = 4, /* where the layout has code_code */
+};
+
+/*
+ * A piece of something that has no room in the rm_code_event of the same code object, which it goes before. The small record ends
+ * after RM_SMALL_PART bytes of data.
+ */
+struct rm_part_event {
 	struct rm_event event;
 	rm_u64 code;
 	rm_u32 fingerprint;
-	rm_u32 bytes;
-	rm_u8 data[RM_BYTECODE_BYTES];
+	rm_u32 part;   /* enum rm_part */
+	rm_u32 kind;   /* of a str: bytes a character */
+	rm_u32 offset; /* of this piece */
+	rm_u32 total;  /* bytes of all pieces */
+	rm_u32 bytes;  /* of this piece */
+	rm_u8 data[RM_LARGE_PART];
 };
 
 struct rm_mark_event {

@@ -44,7 +44,6 @@ kept = grow()
 }
 
 #[test]
-#[ignore = "known defect: names longer than a record are lost when the process ends at once"]
 fn root_names_made_at_run_time() {
     if !root() {
         return;
@@ -98,7 +97,6 @@ fn root_very_long_lines() {
 
 /// A function of more lines than a line table's record holds.
 #[test]
-#[ignore = "known defect: line tables over 16 KiB are lost when the process ends at once"]
 fn root_very_long_functions() {
     if !root() {
         return;

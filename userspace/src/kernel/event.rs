@@ -14,7 +14,7 @@ pub struct RawText {
     pub bytes: Vec<u8>,
 }
 
-/// A code object as the kernel side copied it; what is absent is to be read by user space.
+/// A code object as the kernel side copied it; what is absent came as [`Event::Part`]s or is to be read by user space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawCode {
     /// `co_firstlineno`.
@@ -27,6 +27,36 @@ pub struct RawCode {
     pub qualified_name: Option<RawText>,
     /// `co_lnotab` or `co_linetable`.
     pub line_table: Option<Vec<u8>>,
+}
+
+/// A part of a code object that travels for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// `co_filename`.
+    Filename,
+    /// `co_name`.
+    Name,
+    /// `co_qualname`.
+    QualifiedName,
+    /// `co_lnotab` or `co_linetable`.
+    LineTable,
+    /// `co_code`.
+    Bytecode,
+}
+
+/// Some bytes of a [`Part`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Of which part.
+    pub part: Part,
+    /// Of a str: bytes a character.
+    pub kind: u32,
+    /// Where in the part it begins.
+    pub offset: u32,
+    /// Bytes of the whole part.
+    pub total: u32,
+    /// The bytes; none where they could not be read.
+    pub bytes: Vec<u8>,
 }
 
 /// What the kernel side tells at once.
@@ -54,14 +84,14 @@ pub enum Event {
         /// What was copied.
         code: RawCode,
     },
-    /// The bytecode of a code object whose record comes next.
-    Bytecode {
+    /// A piece of a code object whose record is still to come and has no room for it.
+    Part {
         /// In which process.
         process: ProcessId,
         /// Which.
         key: CodeKey,
-        /// `co_code`.
-        bytecode: Vec<u8>,
+        /// The piece.
+        piece: Piece,
     },
     /// A function was marked.
     Mark {
@@ -94,7 +124,7 @@ impl Event {
         match self {
             Self::Stack { process, .. }
             | Self::Code { process, .. }
-            | Self::Bytecode { process, .. }
+            | Self::Part { process, .. }
             | Self::Mark { process, .. }
             | Self::Hello { process }
             | Self::Map { process, .. } => *process,
@@ -126,15 +156,7 @@ pub fn parse(record: &[u8]) -> Option<Event> {
             let key = CodeKey { address: mark.code, fingerprint: mark.fingerprint };
             Some(Event::Mark { process, key, order: mark.order })
         }
-        abi::RM_EVENT_BYTECODE => {
-            use std::mem::offset_of;
-            let address: u64 = record.get(offset_of!(abi::rm_bytecode_event, code)..).and_then(from_bytes)?;
-            let fingerprint: u32 =
-                record.get(offset_of!(abi::rm_bytecode_event, fingerprint)..).and_then(from_bytes)?;
-            let bytes: u32 = record.get(offset_of!(abi::rm_bytecode_event, bytes)..).and_then(from_bytes)?;
-            let data = record.get(offset_of!(abi::rm_bytecode_event, data)..)?.get(..bytes as usize)?;
-            Some(Event::Bytecode { process, key: CodeKey { address, fingerprint }, bytecode: data.to_vec() })
-        }
+        abi::RM_EVENT_PART => parse_part(process, record),
         abi::RM_EVENT_HELLO => Some(Event::Hello { process }),
         abi::RM_EVENT_MAP => {
             let map: abi::rm_map_event = from_bytes(record)?;
@@ -172,6 +194,30 @@ fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
         thread_state: word(std::mem::offset_of!(abi::rm_stack_event, thread_state))?,
         thread_pointer: word(std::mem::offset_of!(abi::rm_stack_event, fsbase))?,
     })
+}
+
+fn parse_part(process: ProcessId, record: &[u8]) -> Option<Event> {
+    use std::mem::offset_of;
+    let field = |at: usize| record.get(at..).and_then(from_bytes::<u32>);
+    let part = match field(offset_of!(abi::rm_part_event, part))? {
+        abi::RM_PART_FILENAME => Part::Filename,
+        abi::RM_PART_NAME => Part::Name,
+        abi::RM_PART_QUALNAME => Part::QualifiedName,
+        abi::RM_PART_TABLE => Part::LineTable,
+        abi::RM_PART_BYTECODE => Part::Bytecode,
+        _ => return None,
+    };
+    let bytes = field(offset_of!(abi::rm_part_event, bytes))? as usize;
+    let piece = Piece {
+        part,
+        kind: field(offset_of!(abi::rm_part_event, kind))?,
+        offset: field(offset_of!(abi::rm_part_event, offset))?,
+        total: field(offset_of!(abi::rm_part_event, total))?,
+        bytes: record.get(offset_of!(abi::rm_part_event, data)..)?.get(..bytes)?.to_vec(),
+    };
+    let address: u64 = record.get(offset_of!(abi::rm_part_event, code)..).and_then(from_bytes)?;
+    let key = CodeKey { address, fingerprint: field(offset_of!(abi::rm_part_event, fingerprint))? };
+    Some(Event::Part { process, key, piece })
 }
 
 fn parse_code(process: ProcessId, record: &[u8]) -> Option<Event> {

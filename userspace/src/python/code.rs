@@ -205,11 +205,14 @@ pub fn read(memory: &(impl Memory + ?Sized), address: u64, layout: &Layout) -> R
 /// `head` is what is read of the code object from [`Layout::code_base`] on.
 pub fn fingerprint(head: &[u8; CODE_READ], layout: &Layout) -> u32 {
     let field = |offset| word::<4>(head, offset).map_or(0, u32::from_le_bytes);
-    let table = word::<8>(head, layout.code_line_table).map_or(0, u64::from_le_bytes);
-    let version = field(layout.code_version);
     // The low half is what is wanted: heaps differ there.
+    let place = |offset| (word::<8>(head, offset).map_or(0, u64::from_le_bytes) >> 4) as u32;
+    let names =
+        place(layout.code_filename).wrapping_mul(0x85eb_ca6b) ^ place(layout.code_name).wrapping_mul(0xc2b2_ae35);
+    let version = field(layout.code_version);
+    let table = place(layout.code_line_table);
     // Never 0: that means "not read" to the kernel side.
-    ((table >> 4) as u32 ^ version.wrapping_mul(0x9e37_79b1) ^ (field(layout.code_first_line) << 20)) | 1
+    (table ^ names ^ version.wrapping_mul(0x9e37_79b1) ^ (field(layout.code_first_line) << 20)) | 1
 }
 
 /// The `N` bytes at an offset that may be absent.

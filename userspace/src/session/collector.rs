@@ -68,12 +68,12 @@ impl Collector {
                 }
                 Event::Code { process, key, code } => {
                     if let Some(image) = self.images.get_mut(&process) {
-                        image.code(key, &code);
+                        image.code(key, code);
                     }
                 }
-                Event::Bytecode { process, key, bytecode } => {
+                Event::Part { process, key, piece } => {
                     if let Some(image) = self.images.get_mut(&process) {
-                        image.bytecode(key, &bytecode);
+                        image.piece(key, piece);
                     }
                 }
                 Event::Mark { process, key, order } => {

@@ -7,8 +7,9 @@ use std::time::SystemTime;
 
 use nix::unistd::Pid;
 
+use super::pieces::Pieces;
 use crate::kernel::Attacher;
-use crate::kernel::event::RawCode;
+use crate::kernel::event::{Piece, RawCode};
 use crate::ledger::{
     CodeKey, Frame, LinePosition, MapChange, Mappings, ProcessId, Resolved, SiteCounts, Stack, StackId,
 };
@@ -113,7 +114,7 @@ pub struct Image {
     sources: HashMap<String, Option<Arc<Vec<String>>>>,
     /// Thread states still to be held against the interpreter's own list.
     checks: u32,
-    clean_ups_ahead: HashMap<CodeKey, Vec<with_cleanup::CleanUp>>,
+    pieces: Pieces,
 }
 
 impl Image {
@@ -132,7 +133,7 @@ impl Image {
             marks_waiting: Vec::new(),
             sources: HashMap::new(),
             checks: CHECKS,
-            clean_ups_ahead: HashMap::new(),
+            pieces: Pieces::default(),
         }
     }
 
@@ -153,7 +154,7 @@ impl Image {
         for frame in &stack.frames {
             // Announced before its stack, unless the kernel side could not read it: then it is tried here.
             if !self.codes.contains_key(&frame.code) {
-                self.code(frame.code, &RawCode::default());
+                self.code(frame.code, RawCode::default());
             }
         }
         self.stacks.insert(id, stack);
@@ -175,17 +176,17 @@ impl Image {
         None
     }
 
-    /// The bytecode of a code object that is announced next.
-    pub fn bytecode(&mut self, key: CodeKey, bytecode: &[u8]) {
-        let found = with_cleanup::of(self.birth.layout.minor, bytecode);
-        self.clean_ups_ahead.insert(key, found);
+    /// A piece of a code object that is announced next.
+    pub fn piece(&mut self, key: CodeKey, piece: Piece) {
+        self.pieces.add(key, piece);
     }
 
     /// A code object was seen for the first time.
-    pub fn code(&mut self, key: CodeKey, raw: &RawCode) {
-        let mut code = copied(raw, &self.birth.layout).or_else(|| self.read(key));
+    pub fn code(&mut self, key: CodeKey, mut raw: RawCode) {
+        let bytecode = self.pieces.complete(key, &mut raw);
+        let mut code = copied(&raw, &self.birth.layout).or_else(|| self.read(key));
         if let Some(code) = &mut code {
-            code.clean_ups = self.clean_ups(key);
+            code.clean_ups = self.clean_ups(key, bytecode.as_deref());
         }
         let index = code.map(|code| self.function_of(code));
         self.codes.insert(key, index);
@@ -194,12 +195,12 @@ impl Image {
         }
     }
 
-    fn clean_ups(&mut self, key: CodeKey) -> Vec<with_cleanup::CleanUp> {
-        if let Some(found) = self.clean_ups_ahead.remove(&key) {
-            return found;
-        }
+    fn clean_ups(&self, key: CodeKey, bytecode: Option<&[u8]>) -> Vec<with_cleanup::CleanUp> {
         let layout = &self.birth.layout;
-        with_cleanup::read(layout.minor, &self.memory(), key.address, layout.bytes_length, layout.bytes_data)
+        bytecode.map_or_else(
+            || with_cleanup::read(layout.minor, &self.memory(), key.address, layout.bytes_length, layout.bytes_data),
+            |bytecode| with_cleanup::of(layout.minor, bytecode),
+        )
     }
 
     fn memory(&self) -> ImageMemory<'_> {
@@ -236,7 +237,7 @@ impl Image {
                 self.marks_waiting.push((key, order));
                 return;
             };
-            code.clean_ups = self.clean_ups(key);
+            code.clean_ups = self.clean_ups(key, None);
             let index = self.function_of(code);
             self.codes.insert(key, Some(index));
         }

@@ -8,6 +8,7 @@ mod collector;
 mod hold;
 mod image;
 mod modules;
+mod pieces;
 mod progress;
 
 use std::ffi::OsString;
