@@ -156,7 +156,6 @@ threading.Event().wait()
 
 /// Whether the file was read before it was replaced is a matter of chance; that another file's text is not shown is none.
 #[test]
-#[ignore = "known defect: the text of a file that was replaced is not told from its own"]
 fn root_a_script_replaced_while_it_runs_shows_its_own_source_or_none() {
     if !root() {
         return;

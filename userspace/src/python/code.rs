@@ -163,6 +163,25 @@ impl CodeObject {
         self.lines.lines(self.first_line)
     }
 
+    /// Can it have been compiled from this text? A function's `def` or `class` has its name between its first line (a decorator's)
+    /// and its first statement; a lambda and a comprehension have their word there. What has no name, as a module, only has to be
+    /// no longer than the text.
+    pub fn can_be_of(&self, text: &[String]) -> bool {
+        let word = match self.name.as_str() {
+            "<lambda>" => "lambda",
+            "<listcomp>" | "<setcomp>" | "<dictcomp>" | "<genexpr>" => "for",
+            name if name.starts_with('<') => "",
+            name => name,
+        };
+        let lines = self.own_lines();
+        let index = |line: u32| (line as usize).saturating_sub(1);
+        let first = index(self.first_line);
+        let statement = lines.iter().copied().find(|line| *line > self.first_line).unwrap_or(self.first_line);
+        let last = index(lines.last().copied().unwrap_or(0).max(statement));
+        last < text.len()
+            && text.get(first..=index(statement)).is_some_and(|head| head.iter().any(|line| line.contains(word)))
+    }
+
     /// The last line it reaches.
     pub fn last_line(&self) -> u32 {
         self.lines.last_line(self.first_line)
@@ -304,6 +323,35 @@ mod tests {
         raw.qualified_name = Some(RawStr { kind: 0, bytes: b"x" });
         raw.first_line = u32::MAX;
         assert_eq!(CodeObject::from_raw(LineTableKind::Lnotab, &raw), None);
+    }
+
+    #[test]
+    fn what_a_text_can_be_of() {
+        let text: Vec<String> = "import os\n@mark\ndef grow(\n    size):\n    a = 1\nf = lambda: [\n    x for x in f]"
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        // Lines by co_lnotab: one instruction on each of `steps` lines further down.
+        let code = |name: &str, first_line, steps: &[u8]| CodeObject {
+            filename: "a.py".into(),
+            name: name.into(),
+            qualified_name: name.into(),
+            first_line,
+            lines: LineTable { kind: LineTableKind::Lnotab, bytes: steps.iter().flat_map(|step| [2, *step]).collect() },
+            clean_ups: Vec::new(),
+        };
+        for (name, first_line, steps) in
+            [("<module>", 1, &[1, 4, 1][..]), ("grow", 2, &[3]), ("<lambda>", 6, &[1]), ("<listcomp>", 7, &[])]
+        {
+            let code = code(name, first_line, steps);
+            assert!(code.can_be_of(&text), "{name}");
+            assert!(!code.can_be_of(&["\n".to_owned(), String::new(), String::new()]), "{name}");
+            assert!(!code.can_be_of(&[]), "{name}");
+        }
+        assert!(!code("grow", 5, &[1]).can_be_of(&text), "it stands above");
+        assert!(!code("shrink", 2, &[3]).can_be_of(&text), "it has another name");
+        assert!(!code("<module>", 1, &[7]).can_be_of(&text), "it is longer");
+        assert!(!code("grow", 0, &[3]).can_be_of(&[]), "nonsense");
     }
 
     /// A process whose every address holds the same few bytes over and over.

@@ -1,6 +1,7 @@
 //! From what was gathered to the report: sums folded by line, one image at a time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::COUNTERS;
@@ -65,7 +66,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &RunPlan, health: &mut Heal
         let key = u32::try_from(index).unwrap_or(u32::MAX);
         let lines = measured_lines(image, key, &folded, totals, plan.mode);
         let Some(info) = image.functions.get(index) else { continue };
-        let (mark, filename) = (info.mark, info.code.filename.clone());
+        let (mark, code, filename) = (info.mark, Arc::clone(&info.code), info.code.filename.clone());
         let entry = mark.and_then(|_| entry_of(info, image.birth.id, totals));
         if lines.is_empty() && mark.is_none() {
             continue;
@@ -73,7 +74,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &RunPlan, health: &mut Heal
         let named = is_own_file(&filename) && (filename != STRING || of_command_line(&image.birth.command));
         // The text of files that are not shown would be read for nothing.
         let shown = named || mark.is_some() || plan.options.selection.goes_beyond_own_files();
-        let source = if shown { image.source(&filename) } else { None };
+        let source = if shown { image.source(&code) } else { None };
         let own_file = named && (source.is_some() || is_file_name(&filename));
         let Some(info) = image.functions.get(index) else { continue };
         functions.push((

@@ -92,6 +92,15 @@ const NOT_READ: u32 = 0;
 /// The name under which our own help to the program is compiled (`launch/`).
 const OWN_HELP: &str = "<rmprof-bpf>";
 
+/// A source file as it was when its first function was seen.
+#[derive(Clone, Debug)]
+struct Text {
+    lines: Arc<Vec<String>>,
+    /// The file was written after the program began: by the program itself, which then executed it, or by somebody else, after
+    /// the program had executed what was there before.
+    may_be_another: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Image {
@@ -111,7 +120,9 @@ pub struct Image {
     by_content: HashMap<Arc<CodeObject>, u32>,
     mappings: Mappings,
     marks_waiting: Vec<(CodeKey, u32)>,
-    sources: HashMap<String, Option<Arc<Vec<String>>>>,
+    sources: HashMap<String, Option<Text>>,
+    /// Since when files may have been executed: its own beginning, or that of the image it is a fork of.
+    executing_since: SystemTime,
     /// Thread states still to be held against the interpreter's own list.
     checks: u32,
     pieces: Pieces,
@@ -121,6 +132,7 @@ impl Image {
     /// An image that has just begun.
     pub fn new(birth: Birth) -> Self {
         Self {
+            executing_since: birth.started,
             birth,
             death: None,
             hello: false,
@@ -145,6 +157,7 @@ impl Image {
             codes: parent.codes.clone(),
             by_content: parent.by_content.clone(),
             sources: parent.sources.clone(),
+            executing_since: parent.executing_since,
             ..Self::new(birth)
         }
     }
@@ -222,7 +235,7 @@ impl Image {
         }
         let index = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
         if is_own_file(&code.filename) {
-            self.source(&code.filename); // while the file stands as it was executed
+            self.text(&code.filename); // while the file stands as it was executed
         }
         let own_lines = code.own_lines();
         self.by_content.insert(Arc::clone(&code), index);
@@ -257,18 +270,27 @@ impl Image {
         }
     }
 
+    /// The text that `code` was compiled from; `None` where it cannot be read, or is not that text any more.
+    pub fn source(&mut self, code: &CodeObject) -> Option<Arc<Vec<String>>> {
+        let text = self.text(&code.filename)?;
+        (!text.may_be_another || code.can_be_of(&text.lines)).then_some(text.lines)
+    }
+
     /// The text of a source file, read once.
-    pub fn source(&mut self, filename: &str) -> Option<Arc<Vec<String>>> {
+    fn text(&mut self, filename: &str) -> Option<Text> {
         if let Some(known) = self.sources.get(filename) {
             return known.clone();
         }
         let read = || self.birth.root.as_ref()?.read_source(Path::new(filename)).ok();
-        let text = match &self.birth.credentials {
+        let source = match &self.birth.credentials {
             _ if filename.starts_with('<') => None,
             Some(credentials) => credentials.open_files_as(read),
             None => read(),
         };
-        let text = text.map(Arc::new);
+        let text = source.map(|source| Text {
+            may_be_another: source.changed >= self.executing_since,
+            lines: Arc::new(source.lines),
+        });
         self.sources.insert(filename.to_owned(), text.clone());
         text
     }

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::unistd::Pid;
@@ -19,6 +20,15 @@ pub struct Root {
     working: OwnedFd,
     /// The working directory's path below the root, where opening it gives that very directory.
     working_path: Option<PathBuf>,
+}
+
+/// The text of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its lines, without their ends.
+    pub lines: Vec<String>,
+    /// When the file was last changed, or got its name (`st_ctime`).
+    pub changed: SystemTime,
 }
 
 impl Root {
@@ -67,18 +77,22 @@ impl Root {
         open_below(self.root.as_fd(), path, OFlag::empty(), ResolveFlag::RESOLVE_IN_ROOT)
     }
 
-    /// Reads a Python source file into lines, without their ends.
+    /// Reads a Python source file.
     ///
     /// # Errors
     /// As [`Root::open`]; `FileTooLarge` above 16 MiB.
-    pub fn read_source(&self, path: &Path) -> io::Result<Vec<String>> {
+    pub fn read_source(&self, path: &Path) -> io::Result<Source> {
         let mut content = Vec::new();
-        self.open(path)?.take(LONGEST_SOURCE + 1).read_to_end(&mut content)?;
+        let file = self.open(path)?;
+        let about = file.metadata()?;
+        let changed = UNIX_EPOCH
+            + Duration::new(about.ctime().try_into().unwrap_or(0), about.ctime_nsec().try_into().unwrap_or(0));
+        file.take(LONGEST_SOURCE + 1).read_to_end(&mut content)?;
         if content.len() as u64 > LONGEST_SOURCE {
             let message = format!("{}: more than {} MiB of source", path.display(), LONGEST_SOURCE >> 20);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
-        Ok(lines(&decode(&content)))
+        Ok(Source { lines: lines(&decode(&content)), changed })
     }
 }
 
@@ -215,9 +229,9 @@ mod tests {
         let root = Root::of(Pid::from_raw(child.id() as i32)).unwrap();
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(root.read_source(Path::new("../a.py")).unwrap(), ["x = 1", "y = 2"]);
-        assert_eq!(root.read_source(Path::new("link.py")).unwrap().len(), 2);
-        assert_eq!(root.read_source(&folder.path().join("a.py")).unwrap().len(), 2);
+        assert_eq!(root.read_source(Path::new("../a.py")).unwrap().lines, ["x = 1", "y = 2"]);
+        assert_eq!(root.read_source(Path::new("link.py")).unwrap().lines.len(), 2);
+        assert_eq!(root.read_source(&folder.path().join("a.py")).unwrap().lines.len(), 2);
         assert!(root.open(Path::new("missing.py")).is_err());
         assert!(root.open(Path::new("../magic/passwd")).is_err());
         for special in ["/dev/null", "/", "../sub"] {
@@ -266,7 +280,7 @@ mod tests {
         nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
         nix::sys::wait::waitpid(child, None).unwrap();
         for path in ["/etc/only-here.py", "../only-here.py", "absolute.py", "/etc/deep/absolute.py"] {
-            assert_eq!(root.read_source(Path::new(path)).unwrap(), ["1"], "{path}");
+            assert_eq!(root.read_source(Path::new(path)).unwrap().lines, ["1"], "{path}");
         }
         assert!(root.open(Path::new("escape")).is_err());
     }
