@@ -168,6 +168,11 @@ fn root_killed_no_probe_and_no_directory_stays() {
         let pid = started.number();
         assert!(directory.join("sitecustomize.py").exists(), "{directory:?}");
         let links = links_on(pid);
+        assert_eq!(
+            differing_code(pid).is_empty(),
+            mode == "pages" && !multi_probes(),
+            "the probes are in the program's code"
+        );
         println!("{mode}: {links} links on the program");
         if multi_probes() {
             assert!(links > 0, "the kernel has multi-probes and none is on the program");
@@ -175,6 +180,7 @@ fn root_killed_no_probe_and_no_directory_stays() {
         started.signal(Signal::SIGKILL);
         eventually("no probe is on the program", || links_on(pid) == 0);
         let number = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+        eventually("its code is as in the files", || differing_code(pid).is_empty());
         let tracer = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains("\nTracerPid:\t0\n");
         eventually("nobody traces the program", tracer);
         nix::sys::signal::kill(number, Signal::SIGUSR1).unwrap();
@@ -182,6 +188,29 @@ fn root_killed_no_probe_and_no_directory_stays() {
         assert_eq!((ran.stdout_text().as_str(), ran.stderr_text().as_str()), ("2000\n", ""), "{mode}");
         eventually("its directory is gone", || !directory.exists());
     }
+}
+
+/// Where the code in a process's memory is not that of the file it was mapped from: a breakpoint is there.
+fn differing_code(pid: i64) -> Vec<String> {
+    use std::os::unix::fs::FileExt;
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut found = Vec::new();
+    for line in maps.lines().filter(|line| line.contains(" r-xp ") && line.contains('/')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (start, end) = words[0].split_once('-').unwrap();
+        let hexadecimal = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let (start, end, offset) = (hexadecimal(start), hexadecimal(end), hexadecimal(words[2]));
+        // Our own extension, whose sites are probed too, may be gone from its directory already.
+        let file = std::fs::File::open(format!("/proc/{pid}/map_files/{start:x}-{end:x}")).unwrap();
+        let (mut mapped, mut stored) = (vec![0; usize::try_from(end - start).unwrap()], Vec::new());
+        stored.resize(mapped.len(), 0);
+        let length = file.read_at(&mut stored, offset).unwrap();
+        memory.read_exact_at(&mut mapped[..length], start).unwrap();
+        let differing = (0..length).filter(|at| mapped[*at] != stored[*at]);
+        found.extend(differing.map(|at| format!("{}+{:#x}", words[5], offset + at as u64)));
+    }
+    found
 }
 
 /// Does this kernel tell whom a multi-probe is for? As `uname -r` says: from 6.8 on.

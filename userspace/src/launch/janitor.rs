@@ -1,7 +1,7 @@
-//! Removes the shim directory when we can no longer do it ourselves.
+//! Takes our probes away and removes the shim directory when we can no longer do it ourselves.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -9,23 +9,32 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork, pipe2};
+use nix::unistd::{Pid, pipe2};
 
-/// A small process of our own (its name is `rmprof-janitor`) that waits until we are gone, however that comes about, and so
-/// is the program, whose Python may be about to read the directory; then it removes the directory and ends. It learns of our
-/// end by the end of a pipe whose only writer we are, so it needs no signal and no polling; it sits in a session of its own
-/// and ignores all signals that can be ignored, so that the Ctrl-C or the `kill` that ends us does not end it.
+/// A small process of our own (its name is `rmprof-janitor`) that waits until we are gone, however that comes about. Then it
+/// closes what we had open, waits for the program, whose Python may be about to read the directory, removes the directory and
+/// ends. It sits in a session of its own and ignores all signals that can be ignored, so that the Ctrl-C or the `kill` that
+/// ends us does not end it.
+///
+/// It shares our table of descriptors (`CLONE_FILES`), so that every link on a probe outlives us until the janitor closes it: a
+/// process that was killed cannot close them well. Restoring a probed instruction takes a page of the program, which the kernel
+/// refuses to who has a fatal signal pending (`faultin_page` in mm/gup.c), and the breakpoint would stay in the program's memory
+/// ("failed to unregister, leaking uprobe", kernel/events/uprobes.c).
 ///
 /// Dropping it is the normal end: the pipe is closed, and the janitor waited for.
 #[derive(Debug)]
 pub(super) struct Janitor {
     writer: Option<OwnedFd>,
+    /// What it waits for. Its descriptors are ours: not to be closed before its end.
+    _ours: [OwnedFd; 2],
     process: Pid,
 }
 
 /// What the janitor needs, made before the fork: after it nothing is allocated.
 struct Orders<'a> {
     reader: RawFd,
+    /// Readable when we are gone.
+    us: RawFd,
     directory: RawFd,
     path: CString,
     names: &'a [&'a CStr],
@@ -36,12 +45,15 @@ impl Janitor {
     pub(super) fn start(directory: &OwnedFd, path: &Path, names: &[&CStr]) -> Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes()).context("a path with a NUL byte")?;
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
-        let orders = Orders { reader: reader.as_raw_fd(), directory: directory.as_raw_fd(), path, names };
+        let us = own_pidfd().context("cannot open a descriptor of our own process")?;
+        let orders =
+            Orders { reader: reader.as_raw_fd(), us: us.as_raw_fd(), directory: directory.as_raw_fd(), path, names };
         // SAFETY: the child runs `Orders::carry_out` alone, which makes system calls on data that exists already and never
         // returns: it neither allocates nor takes a lock, so threads that were not copied do not matter.
-        match unsafe { fork() }.context("cannot fork the process that removes the launch shim")? {
-            ForkResult::Child => orders.carry_out(),
-            ForkResult::Parent { child } => Ok(Janitor { writer: Some(writer), process: child }),
+        match unsafe { fork_with_our_descriptors() } {
+            -1 => Err(Errno::last()).context("cannot fork the process that cleans up after us"),
+            0 => orders.carry_out(),
+            process => Ok(Janitor { writer: Some(writer), _ours: [reader, us], process: Pid::from_raw(process) }),
         }
     }
 
@@ -65,33 +77,32 @@ impl Drop for Janitor {
 }
 
 impl Orders<'_> {
-    /// Reads the program's process number, if it comes, and the end of the pipe; then waits for the program.
-    fn wait_for_both(&self) {
-        let mut program = -1;
+    /// Waits for our end, ordinary (the pipe is closed) or not, and returns a descriptor of the program if it was told of.
+    fn wait_for_us(&self) -> Option<RawFd> {
+        let mut program = None;
         loop {
             let mut number = 0i32;
-            // SAFETY: `number` has room for what is asked for, and a pipe gives so short a message whole.
-            let got = unsafe { libc::read(self.reader, (&raw mut number).cast(), size_of::<i32>()) };
-            match got {
-                4 => {
-                    // SAFETY: plain integers; the number is sent while its process waits for us.
-                    program = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
-                }
-                -1 if Errno::last_raw() == libc::EINTR => {}
-                _ => break,
+            let pipe = libc::pollfd { fd: self.reader, events: libc::POLLIN, revents: 0 };
+            let mut wanted = [pipe, libc::pollfd { fd: self.us, ..pipe }];
+            // SAFETY: two pollfds; a pidfd is readable when its process has ended, all its threads.
+            if unsafe { libc::poll(wanted.as_mut_ptr(), 2, -1) } < 0 {
+                continue; // nothing but EINTR: a signal that cannot be ignored
             }
-        }
-        if let Ok(fd) = i32::try_from(program)
-            && fd >= 0
-        {
-            let mut wanted = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one pollfd; a pidfd is readable when its process has ended.
-            while unsafe { libc::poll(&mut wanted, 1, -1) } < 0 && Errno::last_raw() == libc::EINTR {}
+            if wanted[0].revents == 0 {
+                return program;
+            }
+            // SAFETY: `number` has room for what is asked for, and a pipe gives so short a message whole.
+            if unsafe { libc::read(self.reader, (&raw mut number).cast(), size_of::<i32>()) } != 4 {
+                return program;
+            }
+            // SAFETY: plain integers; the number is sent while its process waits for us.
+            let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+            program = RawFd::try_from(opened).ok().filter(|fd| *fd >= 0);
         }
     }
 
     fn carry_out(&self) -> ! {
-        // SAFETY: system calls on integers, and on NUL-terminated strings that live in `self`; `byte` outlives `read`.
+        // SAFETY: system calls on integers, and on NUL-terminated strings that live in `self`.
         unsafe {
             libc::setsid();
             for signal in 1..=64 {
@@ -99,11 +110,14 @@ impl Orders<'_> {
             }
             libc::prctl(libc::PR_SET_NAME, c"rmprof-janitor".as_ptr());
             libc::chdir(c"/".as_ptr());
-            let (low, high) = (self.reader.min(self.directory), self.reader.max(self.directory));
-            close_between(0, low);
-            close_between(low + 1, high);
-            close_between(high + 1, RawFd::MAX);
-            self.wait_for_both();
+            let program = self.wait_for_us();
+            // What is still shared belongs to us, who may be at our ordinary end, or to another janitor.
+            libc::syscall(libc::SYS_unshare, libc::CLONE_FILES);
+            close_all_but(self.directory, program.unwrap_or(self.directory));
+            if let Some(fd) = program {
+                let mut wanted = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+                while libc::poll(&raw mut wanted, 1, -1) < 0 {}
+            }
             for name in self.names {
                 libc::unlinkat(self.directory, name.as_ptr(), 0);
             }
@@ -113,8 +127,33 @@ impl Orders<'_> {
     }
 }
 
-/// Closes the descriptors from `first` up to but not including `end`: a janitor must not keep the terminal, the pipe to a
-/// pager, or another janitor's pipe open.
+fn own_pidfd() -> Result<OwnedFd, Errno> {
+    // SAFETY: plain integers.
+    let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    // SAFETY: just opened, and nobody else's. (The kernel sets close-on-exec on it.)
+    RawFd::try_from(Errno::result(opened)?).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).map_err(|_| Errno::EBADF)
+}
+
+/// `fork`, but for the table of descriptors, which both have in common.
+///
+/// # Safety
+/// As `fork`; and the child must not use what the C library keeps of its process and thread.
+unsafe fn fork_with_our_descriptors() -> libc::pid_t {
+    let flags = libc::c_long::from(libc::CLONE_FILES | libc::SIGCHLD);
+    // SAFETY: no stack, no thread-local storage and no place for a number is given: a fork.
+    let process = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    libc::pid_t::try_from(process).unwrap_or(-1)
+}
+
+/// A janitor must not keep the terminal or the pipe to a pager open, and links on probes even less.
+fn close_all_but(one: RawFd, other: RawFd) {
+    let (low, high) = (one.min(other), one.max(other));
+    close_between(0, low);
+    close_between(low + 1, high);
+    close_between(high + 1, RawFd::MAX);
+}
+
+/// Closes the descriptors from `first` up to but not including `end`.
 fn close_between(first: RawFd, end: RawFd) {
     if first >= end {
         return;
