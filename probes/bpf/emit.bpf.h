@@ -31,36 +31,43 @@ static __always_inline void fill_part(struct rm_part_event *record, const struct
 	bpf_ringbuf_submit(record, wakeup_flags());
 }
 
-/* Sends `whole` in pieces. A global function: verified once, by itself. */
-__noinline int announce_whole(const struct whole *whole)
+/* Sends one piece. Returns 1 after the last. */
+static long announce_piece(__u32 index, const struct whole *whole)
 {
+	__u32 offset = index * RM_LARGE_PART, bytes;
 	struct rm_part_event *record;
-	__u32 offset, bytes;
 
-	if (!whole || whole->total > RM_LONGEST_PART)
-		return 0;
-	for (int i = 0; i < RM_LONGEST_PART / RM_LARGE_PART; i++) {
-		offset = i * RM_LARGE_PART;
-		if (offset >= whole->total)
-			break;
-		bytes = whole->total - offset;
-		if (bytes <= RM_SMALL_PART) {
-			record = bpf_ringbuf_reserve(&events, SMALL_PART_RECORD, 0);
-			if (!record)
-				goto full;
-			fill_part(record, whole, offset, bytes);
-		} else {
-			if (bytes > RM_LARGE_PART)
-				bytes = RM_LARGE_PART;
-			record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-			if (!record)
-				goto full;
-			fill_part(record, whole, offset, bytes);
-		}
+	if (offset >= whole->total)
+		return 1;
+	bytes = whole->total - offset;
+	if (bytes <= RM_SMALL_PART) {
+		record = bpf_ringbuf_reserve(&events, SMALL_PART_RECORD, 0);
+		if (!record)
+			goto full;
+		fill_part(record, whole, offset, bytes);
+		return 1;
 	}
+	if (bytes > RM_LARGE_PART)
+		bytes = RM_LARGE_PART;
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record)
+		goto full;
+	fill_part(record, whole, offset, bytes);
 	return 0;
 full:
 	count(RM_COUNT_RING_FULL_CODE);
+	return 1;
+}
+
+/* Sends `whole` in pieces. A global function: verified once, by itself. */
+__noinline int announce_whole(const struct whole *whole)
+{
+	struct whole copy; /* the loop takes nothing but what stands on its own stack */
+
+	if (!whole || whole->total > RM_LONGEST_PART)
+		return 0;
+	copy = *whole;
+	bpf_loop(RM_LONGEST_PART / RM_LARGE_PART, announce_piece, &copy, 0);
 	return 0;
 }
 
@@ -179,9 +186,23 @@ full:
 	return 0;
 }
 
+struct announcing {
+	struct rm_process *process;
+	struct thread *thread;
+};
+
+static long announce_frame(__u32 index, struct announcing *announcing)
+{
+	const struct rm_frame *frame = &announcing->thread->stack.frames[index & (RM_MAX_FRAMES - 1)];
+
+	announce_code(announcing->process, frame->code, frame->fingerprint);
+	return 0;
+}
+
 /* Sends the thread's last walk and every code object on it. Returns whether the stack reached the buffer. */
 __noinline int announce_stack(struct rm_process *process, struct thread *thread)
 {
+	struct announcing announcing;
 	__u32 frames, size;
 
 	if (!process || !thread)
@@ -189,11 +210,9 @@ __noinline int announce_stack(struct rm_process *process, struct thread *thread)
 	frames = thread->stack.frame_count;
 	if (frames > RM_MAX_FRAMES)
 		return 0;
-	for (int i = 0; i < RM_MAX_FRAMES; i++) {
-		if ((__u32)i >= frames)
-			break;
-		announce_code(process, thread->stack.frames[i].code, thread->stack.frames[i].fingerprint);
-	}
+	announcing.process = process;
+	announcing.thread = thread;
+	bpf_loop(frames, announce_frame, &announcing, 0);
 	thread->stack.event.kind = RM_EVENT_STACK;
 	thread->stack.event.process = process->id;
 	size = __builtin_offsetof(struct rm_stack_event, frames) + frames * sizeof(struct rm_frame);
