@@ -12,7 +12,7 @@ mod script;
 
 pub use filters::snapshot;
 pub use pythons::{Python, any_python, refused_pythons, supported_pythons};
-pub use report::{BESIDE, Line, Process, Report, near};
+pub use report::{Line, Process, Report, near, near_blocks};
 pub use rights::{is_root, root};
 pub use run::{Ran, Run, Started, eventually, finish};
 pub use script::{Script, script};

@@ -14,15 +14,20 @@ pub struct Process<'r>(pub &'r Value);
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'r>(pub &'r Value);
 
-/// What a line that asks for one block may be charged besides: what its own small objects take, among it the page of Python's
-/// arena that they are the first to touch. Where a page begins varies with whatever the program has allocated before, down
-/// to the length of its path.
-pub const BESIDE: i64 = 64 + 4096;
-
 /// Asserts that `found` is `expected`, give or take `tolerance`.
 #[track_caller]
 pub fn near(found: i64, expected: i64, tolerance: i64) {
     assert!((found - expected).abs() <= tolerance, "{found} is not {expected} give or take {tolerance}");
+}
+
+/// Asserts that a line that asks for blocks of `expected` bytes in all was charged these, what its own small objects take, and
+/// perhaps the one page of Python's arena that they are the first to touch. Where a page begins varies with whatever the
+/// program has allocated before, down to the length of its path.
+#[track_caller]
+pub fn near_blocks(found: i64, expected: i64) {
+    let beside = found - expected;
+    let few = beside.abs() <= 64 || (beside - 4096).abs() <= 64;
+    assert!(few, "{found} is neither {expected} nor a page more, give or take 64");
 }
 
 impl Report {

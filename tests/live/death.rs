@@ -1,6 +1,6 @@
 //! Programs that die: the report is complete up to that moment.
 
-use crate::common::{BESIDE, Run, any_python, near, root, script, supported_pythons};
+use crate::common::{Run, any_python, near, near_blocks, root, script, supported_pythons};
 
 const SIZE: i64 = 3_000_001;
 
@@ -47,11 +47,11 @@ grow()
             let process = report.only();
             assert_eq!(process.number("exit_status"), i64::from(status));
             let line = process.line("grow", program.line("# here"));
-            near(line.increment(), SIZE, BESIDE);
+            near_blocks(line.increment(), SIZE);
             assert_eq!(line.source(), Some("    kept = bytearray(3_000_000)  # here"));
-            near(process.line("grow", program.line("# calls")).increment(), SIZE + 1, BESIDE);
-            near(process.line("quietly", program.line("# unmarked")).own(), SIZE + 1, BESIDE);
-            near(line.number("live_bytes"), if death.starts_with("raise") { 0 } else { SIZE }, BESIDE);
+            near_blocks(process.line("grow", program.line("# calls")).increment(), SIZE + 1);
+            near_blocks(process.line("quietly", program.line("# unmarked")).own(), SIZE + 1);
+            near_blocks(line.number("live_bytes"), if death.starts_with("raise") { 0 } else { SIZE });
             report.check_complete();
         }
     }
@@ -201,7 +201,7 @@ os._exit(0)
 ",
     );
     let ran = Run::json().words([&any_python().path, &program.path]).run().expect(0).quiet();
-    near(ran.report().only().line("grow", program.line("# here")).increment(), SIZE, BESIDE);
+    near_blocks(ran.report().only().line("grow", program.line("# here")).increment(), SIZE);
     std::fs::write(
         &program.path,
         "import os\nos.unlink(__file__)\n@profile\ndef f():\n    return bytearray(3_000_000)\nkept = f()\n",

@@ -1,6 +1,6 @@
 //! Processes that Python programs make: each has its own numbers.
 
-use crate::common::{BESIDE, Process, Report, Run, any_python, near, root, script, supported_pythons};
+use crate::common::{Process, Report, Run, any_python, near, near_blocks, root, script, supported_pythons};
 
 /// `bytearray` asks for one byte more than its length (Objects/bytearrayobject.c).
 const NUL: i64 = 1;
@@ -71,12 +71,12 @@ print(child)
         let of = |process: Process<'_>, function: &str, marker: &str| {
             process.find(function, program.line(marker)).map_or(0, |line| line.increment())
         };
-        near(of(parent, "before", "# before"), 5_000_000 + NUL, BESIDE);
+        near_blocks(of(parent, "before", "# before"), 5_000_000 + NUL);
         near(of(child, "before", "# before"), 0, 0);
         near(of(parent, "child_only", "# child"), 0, 0);
-        near(of(child, "child_only", "# child"), 3_000_000 + NUL, BESIDE);
-        near(of(parent, "both", "# both"), 1_000_000 + NUL, BESIDE);
-        near(of(child, "both", "# both"), 2_000_000 + NUL, BESIDE);
+        near_blocks(of(child, "child_only", "# child"), 3_000_000 + NUL);
+        near_blocks(of(parent, "both", "# both"), 1_000_000 + NUL);
+        near_blocks(of(child, "both", "# both"), 2_000_000 + NUL);
         // The child's copy of the block goes: it is from before the child, and no line of the child's is credited with it.
         near(of(child, "<module>", "# released"), 0, 4 * 4096);
         assert_eq!((parent.number("exit_status"), child.number("exit_status")), (0, 6));
@@ -179,9 +179,9 @@ kept = start()
         let numbers: Vec<i64> = ran.stdout_text().lines().map(|line| line.parse().unwrap()).collect();
         let report = ran.report();
         check_family(&report, numbers[0], &numbers[1..]);
-        near(report.process(numbers[0]).line("start", program.line("# parent")).increment(), 4_000_000 + NUL, BESIDE);
+        near_blocks(report.process(numbers[0]).line("start", program.line("# parent")).increment(), 4_000_000 + NUL);
         for number in &numbers[1..] {
-            near(report.process(*number).line("grow", child_line).increment(), 2_000_000 + NUL, BESIDE);
+            near_blocks(report.process(*number).line("grow", child_line).increment(), 2_000_000 + NUL);
         }
     }
 }
@@ -217,7 +217,7 @@ print(len(results))
     report.check_complete();
     let first = report.processes()[0];
     let line = first.line("work", program.line("# work"));
-    near(line.increment(), 21_000_000 + 6 * NUL, 6 * BESIDE);
+    near(line.increment(), 21_000_000 + 6 * NUL, 6 * (64 + 4096));
     assert_eq!(line.number("occurrences"), 6);
 }
 
@@ -250,8 +250,8 @@ kept = grow(2_000_000)
         assert_eq!(images[0].pid(), images[1].pid());
         let sizes: Vec<i64> =
             images.iter().map(|image| image.line("grow", program.line("# here")).increment()).collect();
-        near(sizes[0], 1_000_000 + NUL, BESIDE);
-        near(sizes[1], 2_000_000 + NUL, BESIDE);
+        near_blocks(sizes[0], 1_000_000 + NUL);
+        near_blocks(sizes[1], 2_000_000 + NUL);
     }
 }
 
@@ -291,5 +291,5 @@ os.read(ready[0], 1)
     let daemon =
         report.processes().into_iter().find(|process| process.parent() == report.processes()[0].pid()).unwrap();
     let grown = daemon.line("grow", program.line("# here")).number("peak_bytes");
-    near(grown, 2_000_000 + NUL, BESIDE);
+    near_blocks(grown, 2_000_000 + NUL);
 }

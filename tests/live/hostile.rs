@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::common::{BESIDE, Run, any_python, near, refused_pythons, root, script, supported_pythons};
+use crate::common::{Run, any_python, near, near_blocks, refused_pythons, root, script, supported_pythons};
 
 /// No byte that a terminal would act upon, but for line ends.
 #[track_caller]
@@ -39,7 +39,7 @@ kept = grow()
         let report = ran.report();
         let function = &report.0["processes"][0]["functions"][0];
         assert!(function["filename"].as_str().unwrap().ends_with(name), "JSON has the name itself: {function}");
-        near(report.only().line("grow", program.line("# here")).increment(), 3_000_001, BESIDE);
+        near_blocks(report.only().line("grow", program.line("# here")).increment(), 3_000_001);
     }
 }
 
@@ -90,7 +90,7 @@ fn root_very_long_lines() {
         ),
     );
     let ran = Run::json().words([&any_python().path, &program.path]).run().expect(0).quiet();
-    near(ran.report().only().line("grow", 3).increment(), 3_000_001, BESIDE);
+    near_blocks(ran.report().only().line("grow", 3).increment(), 3_000_001);
     let text = Run::new([&any_python().path, &program.path]).run().expect(0).quiet().stdout_text();
     assert!(text.contains("2.861 MiB"));
 }
@@ -111,7 +111,7 @@ fn root_very_long_functions() {
         let ran = Run::json().words([&python.path, &program.path]).run().expect(0).quiet();
         let report = ran.report();
         let process = report.only();
-        near(process.line("grow", program.line("# last")).number("allocated_bytes"), 3_000_001, BESIDE);
+        near_blocks(process.line("grow", program.line("# last")).number("allocated_bytes"), 3_000_001);
         assert_eq!(process.line("grow", 10_000).number("occurrences"), 1);
     }
 }
@@ -146,11 +146,11 @@ os._exit(0)
             let found = process.find(function, program.line(marker)).map_or(0, |line| line.increment());
             near(found, bytes, 4 * 65_536);
         }
-        near(process.line("down", program.line("# bottom")).own(), 3_000_001, BESIDE);
+        near_blocks(process.line("down", program.line("# bottom")).own(), 3_000_001);
         let deep = of("500");
         assert!(deep.health("truncated_stacks") >= 1, "{deep}");
         assert_eq!(deep.health("lost"), 0);
-        near(deep.only().line("down", program.line("# bottom")).own(), 3_000_001, BESIDE);
+        near_blocks(deep.only().line("down", program.line("# bottom")).own(), 3_000_001);
         // The report says so where a person looks.
         let text = Run::new([&python.path, &program.path]).word("500").run().expect(0).quiet().stdout_text();
         assert!(text.lines().last().unwrap_or_default().starts_with("Health: "), "{text}");
@@ -201,7 +201,7 @@ fn root_other_encodings_are_read_as_python_reads_them() {
         let ran = Run::json().words([&any_python().path, &file]).run().expect(0).quiet();
         let report = ran.report();
         let line = report.only().line("grow", 4);
-        near(line.increment(), 3_000_001, BESIDE);
+        near_blocks(line.increment(), 3_000_001);
         assert_eq!(line.source(), Some("    café = bytearray(3_000_000)  # été"), "{name}");
         let table = Run::new([&any_python().path, &file]).run().expect(0).quiet().stdout_text();
         assert!(table.contains("    café = bytearray(3_000_000)  # été\n"), "{table}");
@@ -225,7 +225,7 @@ fn root_a_working_directory_that_is_gone() {
         bare.args(&words[1..]).args(["--format", "json"]).args([&python, &program.path]).current_dir(&gone),
     );
     let ran = ran.expect(0).quiet();
-    near(crate::common::Report::read(&ran.stdout).only().line("grow", 4).increment(), 3_000_001, BESIDE);
+    near_blocks(crate::common::Report::read(&ran.stdout).only().line("grow", 4).increment(), 3_000_001);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn root_arguments_that_are_no_text() {
     let file = program.directory().join(odd);
     std::fs::write(&file, "@profile\ndef grow():\n    return bytearray(3_000_000)\nkept = grow()\n").unwrap();
     let ran = Run::json().words([&any_python().path, &file]).run().expect(0).quiet();
-    near(ran.report().only().line("grow", 3).increment(), 3_000_001, BESIDE);
+    near_blocks(ran.report().only().line("grow", 3).increment(), 3_000_001);
     let text = Run::new([&any_python().path, &file]).run().expect(0).quiet().stdout_text();
     check_printable(&text);
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use nix::unistd::User;
 
-use crate::common::{BESIDE, Run, any_python, near, root, script};
+use crate::common::{Run, any_python, near_blocks, root, script};
 
 const WHO: &str = "
 import os
@@ -59,7 +59,7 @@ fn root_the_program_is_the_callers() {
     assert_eq!(about.permissions().mode() & 0o022, 0, "others may write to the report");
     let report = crate::common::Report::read(&std::fs::read(file).unwrap());
     assert_eq!(report.only().marked(), ["grow"], "marks work for another user");
-    near(report.only().line("grow", program.line("# here")).increment(), 3_000_001, BESIDE);
+    near_blocks(report.only().line("grow", program.line("# here")).increment(), 3_000_001);
 }
 
 #[test]

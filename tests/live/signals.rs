@@ -3,7 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{BESIDE, Run, Started, any_python, eventually, near, root, script};
+use crate::common::{Run, Started, any_python, eventually, near, near_blocks, root, script};
 
 /// Marks, allocates, then waits for signals and counts them; `end` on SIGTERM or at the first SIGINT when told so.
 const WAITER: &str = "
@@ -50,7 +50,7 @@ fn start(program: &crate::common::Script) -> (Started, i64) {
 fn check(started: Started, program: &crate::common::Script, said: &str) {
     let ran = started.end().expect(4).quiet();
     assert_eq!(ran.stdout_text(), said);
-    near(ran.report().only().line("grow", program.line("# here")).increment(), SIZE, BESIDE);
+    near_blocks(ran.report().only().line("grow", program.line("# here")).increment(), SIZE);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn root_a_hang_up_ends_the_program_and_the_report_is_made() {
         let (started, _) = start(&program);
         started.signal(signal);
         let ran = started.end().expect(128 + signal as i32);
-        near(ran.report().only().line("grow", program.line("# here")).increment(), SIZE, BESIDE);
+        near_blocks(ran.report().only().line("grow", program.line("# here")).increment(), SIZE);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use crate::common::{BESIDE, Python, Report, Run, any_python, near, root, script, supported_pythons};
+use crate::common::{Python, Report, Run, any_python, near_blocks, root, script, supported_pythons};
 
 /// One marked line of a known size; then it shows its arguments and ends with 5.
 const PROGRAM: &str = "
@@ -24,7 +24,7 @@ const SIZE: i64 = 3_000_001;
 fn check(report: &Report, line: u32) {
     let process = report.only();
     assert_eq!(process.marked(), ["grow"]);
-    near(process.line("grow", line).increment(), SIZE, BESIDE);
+    near_blocks(process.line("grow", line).increment(), SIZE);
     report.check_complete();
 }
 
@@ -170,7 +170,7 @@ fn root_isolated_pythons_are_profiled_whole_and_told_of() {
             assert_eq!(said.lines().count(), 1, "{said}");
             let report = ran.report();
             assert!(report.only().marked().is_empty());
-            near(report.only().line("grow", program.line("# here")).increment(), SIZE, BESIDE);
+            near_blocks(report.only().line("grow", program.line("# here")).increment(), SIZE);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Programs without marks: the functions of the user's own files that moved most.
 
-use crate::common::{BESIDE, Ran, Run, Script, any_python, near, root, script, supported_pythons};
+use crate::common::{Ran, Run, Script, any_python, near, near_blocks, root, script, supported_pythons};
 
 const PROGRAM: &str = "
 import json, os
@@ -120,7 +120,7 @@ os._exit(0)
     std::fs::write(folder.join("package.py"), "def grow():\n    return bytearray(6_000_000)\n").unwrap();
     let report = Run::json().words([&any_python().path, &program.path]).run().expect(0).quiet().report();
     let line = report.only().line("use", program.line("# use"));
-    near(line.increment(), 6_000_001, BESIDE);
-    near(line.own(), 0, BESIDE);
+    near_blocks(line.increment(), 6_000_001);
+    near_blocks(line.own(), 0);
     assert!(report.only().find("grow", 2).is_none(), "{report}");
 }
