@@ -26,8 +26,11 @@ static __always_inline void fill_part(struct rm_part_event *record, const struct
 	record->kind = whole->kind;
 	record->offset = offset;
 	record->total = whole->total;
-	/* No piece at all is what is missed: the whole is then not whole. */
-	record->bytes = bpf_probe_read_user(record->data, bytes, (void *)(whole->address + offset)) ? 0 : bytes;
+	record->bytes = bytes;
+	if (bpf_probe_read_user(record->data, bytes, (void *)(whole->address + offset))) {
+		record->bytes = 0; /* the whole is then not whole */
+		count(RM_COUNT_CODE_UNREADABLE);
+	}
 	bpf_ringbuf_submit(record, wakeup_flags());
 }
 
@@ -143,7 +146,8 @@ __noinline int announce_code(struct rm_process *process, __u64 code, __u32 finge
 	name = qualname = table = filename;
 	if (layout->code_code != RM_ABSENT) {
 		table.part = RM_PART_BYTECODE;
-		find_bytes(layout, &table, field64(&fields, layout->code_code), 0);
+		if (!find_bytes(layout, &table, field64(&fields, layout->code_code), 0))
+			goto unreadable;
 	}
 	table.part = RM_PART_TABLE;
 	if (!find_bytes(layout, &table, field64(&fields, layout->code_line_table), RM_TABLE_BYTES))

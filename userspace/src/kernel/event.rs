@@ -1,5 +1,7 @@
 //! Records of the ring buffer as values of our own: what is there is checked, what is not is `None`.
 
+use std::mem::offset_of;
+
 use rmprof_probes::abi;
 
 use super::attach::from_bytes;
@@ -174,11 +176,20 @@ pub fn parse(record: &[u8]) -> Option<Event> {
     }
 }
 
+/// What is at `at` of a record, which may be shorter than its type.
+fn field<T: Copy>(record: &[u8], at: usize) -> Option<T> {
+    record.get(at..).and_then(from_bytes)
+}
+
+/// The code object whose address and fingerprint are at these places.
+fn code_key(record: &[u8], address: usize, fingerprint: usize) -> Option<CodeKey> {
+    Some(CodeKey { address: field(record, address)?, fingerprint: field(record, fingerprint)? })
+}
+
 fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
-    const FRAMES_AT: usize = std::mem::offset_of!(abi::rm_stack_event, frames);
-    let word = |at: usize| record.get(at..at + 8).and_then(from_bytes::<u64>);
-    let status: u32 = record.get(std::mem::offset_of!(abi::rm_stack_event, status)..).and_then(from_bytes)?;
-    let count: u32 = record.get(std::mem::offset_of!(abi::rm_stack_event, frame_count)..).and_then(from_bytes)?;
+    const FRAMES_AT: usize = offset_of!(abi::rm_stack_event, frames);
+    let status = field(record, offset_of!(abi::rm_stack_event, status))?;
+    let count: u32 = field(record, offset_of!(abi::rm_stack_event, frame_count))?;
     let frames = record.get(FRAMES_AT..)?.chunks_exact(size_of::<abi::rm_frame>()).take(count as usize);
     let frames: Vec<Frame> = frames
         .filter_map(from_bytes::<abi::rm_frame>)
@@ -189,17 +200,15 @@ fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
         .collect();
     Some(Event::Stack {
         process,
-        id: StackId(word(std::mem::offset_of!(abi::rm_stack_event, stack))?),
+        id: StackId(field(record, offset_of!(abi::rm_stack_event, stack))?),
         stack: Stack { status: stack_status(status), frames },
-        thread_state: word(std::mem::offset_of!(abi::rm_stack_event, thread_state))?,
-        thread_pointer: word(std::mem::offset_of!(abi::rm_stack_event, fsbase))?,
+        thread_state: field(record, offset_of!(abi::rm_stack_event, thread_state))?,
+        thread_pointer: field(record, offset_of!(abi::rm_stack_event, fsbase))?,
     })
 }
 
 fn parse_part(process: ProcessId, record: &[u8]) -> Option<Event> {
-    use std::mem::offset_of;
-    let field = |at: usize| record.get(at..).and_then(from_bytes::<u32>);
-    let part = match field(offset_of!(abi::rm_part_event, part))? {
+    let part = match field(record, offset_of!(abi::rm_part_event, part))? {
         abi::RM_PART_FILENAME => Part::Filename,
         abi::RM_PART_NAME => Part::Name,
         abi::RM_PART_QUALNAME => Part::QualifiedName,
@@ -207,33 +216,30 @@ fn parse_part(process: ProcessId, record: &[u8]) -> Option<Event> {
         abi::RM_PART_BYTECODE => Part::Bytecode,
         _ => return None,
     };
-    let bytes = field(offset_of!(abi::rm_part_event, bytes))? as usize;
+    let bytes: u32 = field(record, offset_of!(abi::rm_part_event, bytes))?;
     let piece = Piece {
         part,
-        kind: field(offset_of!(abi::rm_part_event, kind))?,
-        offset: field(offset_of!(abi::rm_part_event, offset))?,
-        total: field(offset_of!(abi::rm_part_event, total))?,
-        bytes: record.get(offset_of!(abi::rm_part_event, data)..)?.get(..bytes)?.to_vec(),
+        kind: field(record, offset_of!(abi::rm_part_event, kind))?,
+        offset: field(record, offset_of!(abi::rm_part_event, offset))?,
+        total: field(record, offset_of!(abi::rm_part_event, total))?,
+        bytes: record.get(offset_of!(abi::rm_part_event, data)..)?.get(..bytes as usize)?.to_vec(),
     };
-    let address: u64 = record.get(offset_of!(abi::rm_part_event, code)..).and_then(from_bytes)?;
-    let key = CodeKey { address, fingerprint: field(offset_of!(abi::rm_part_event, fingerprint))? };
+    let key = code_key(record, offset_of!(abi::rm_part_event, code), offset_of!(abi::rm_part_event, fingerprint))?;
     Some(Event::Part { process, key, piece })
 }
 
 fn parse_code(process: ProcessId, record: &[u8]) -> Option<Event> {
-    use std::mem::offset_of;
-    let field = |at: usize| record.get(at..).and_then(from_bytes::<u32>);
-    let flags = field(offset_of!(abi::rm_code_event, flags))?;
+    let flags: u32 = field(record, offset_of!(abi::rm_code_event, flags))?;
     let text = |missing: u32, head: usize, data: usize, limit: u32| -> Option<RawText> {
-        let head: abi::rm_text = record.get(head..).and_then(from_bytes)?;
+        let head: abi::rm_text = field(record, head)?;
         let absent = flags & missing != 0 || head.bytes > limit;
         let bytes = (!absent).then(|| record.get(data..data + head.bytes as usize)).flatten()?;
         Some(RawText { kind: head.kind, bytes: bytes.to_vec() })
     };
-    let table_bytes = field(offset_of!(abi::rm_code_event, table_bytes))? as usize;
+    let table_bytes: u32 = field(record, offset_of!(abi::rm_code_event, table_bytes))?;
     let table_at = offset_of!(abi::rm_code_event, table);
     let code = RawCode {
-        first_line: field(offset_of!(abi::rm_code_event, first_line))?,
+        first_line: field(record, offset_of!(abi::rm_code_event, first_line))?,
         filename: text(
             abi::RM_CODE_NO_FILENAME,
             offset_of!(abi::rm_code_event, filename),
@@ -253,10 +259,9 @@ fn parse_code(process: ProcessId, record: &[u8]) -> Option<Event> {
             abi::RM_QUALNAME_BYTES,
         ),
         line_table: (flags & abi::RM_CODE_NO_TABLE == 0)
-            .then(|| record.get(table_at..table_at + table_bytes).map(<[u8]>::to_vec))
+            .then(|| record.get(table_at..table_at + table_bytes as usize).map(<[u8]>::to_vec))
             .flatten(),
     };
-    let address: u64 = record.get(offset_of!(abi::rm_code_event, code)..).and_then(from_bytes)?;
-    let key = CodeKey { address, fingerprint: field(offset_of!(abi::rm_code_event, fingerprint))? };
+    let key = code_key(record, offset_of!(abi::rm_code_event, code), offset_of!(abi::rm_code_event, fingerprint))?;
     Some(Event::Code { process, key, code })
 }
