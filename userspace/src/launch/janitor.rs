@@ -84,10 +84,8 @@ impl Orders<'_> {
             let mut number = 0i32;
             let pipe = libc::pollfd { fd: self.reader, events: libc::POLLIN, revents: 0 };
             let mut wanted = [pipe, libc::pollfd { fd: self.us, ..pipe }];
-            // SAFETY: two pollfds; a pidfd is readable when its process has ended, all its threads.
-            if unsafe { libc::poll(wanted.as_mut_ptr(), 2, -1) } < 0 {
-                continue; // nothing but EINTR: a signal that cannot be ignored
-            }
+            // A pidfd is readable when its process has ended, all its threads.
+            wait_for_any(&mut wanted);
             if wanted[0].revents == 0 {
                 return program;
             }
@@ -115,8 +113,7 @@ impl Orders<'_> {
             libc::syscall(libc::SYS_unshare, libc::CLONE_FILES);
             close_all_but(self.directory, program.unwrap_or(self.directory));
             if let Some(fd) = program {
-                let mut wanted = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-                while libc::poll(&raw mut wanted, 1, -1) < 0 {}
+                wait_for_any(&mut [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }]);
             }
             for name in self.names {
                 libc::unlinkat(self.directory, name.as_ptr(), 0);
@@ -125,6 +122,13 @@ impl Orders<'_> {
             libc::_exit(0)
         }
     }
+}
+
+/// Waits until one of `wanted` is readable, or can never be waited for: better to go on than to spin.
+fn wait_for_any(wanted: &mut [libc::pollfd]) {
+    let Ok(count) = libc::nfds_t::try_from(wanted.len()) else { return };
+    // SAFETY: `count` pollfds.
+    while unsafe { libc::poll(wanted.as_mut_ptr(), count, -1) } < 0 && Errno::last_raw() == libc::EINTR {}
 }
 
 fn own_pidfd() -> Result<OwnedFd, Errno> {

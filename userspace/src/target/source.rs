@@ -85,8 +85,9 @@ impl Root {
         let mut content = Vec::new();
         let file = self.open(path)?;
         let about = file.metadata()?;
-        let changed = UNIX_EPOCH
-            + Duration::new(about.ctime().try_into().unwrap_or(0), about.ctime_nsec().try_into().unwrap_or(0));
+        let since = Duration::new(about.ctime().try_into().unwrap_or(0), about.ctime_nsec().try_into().unwrap_or(0));
+        // The file system is the target's: it may name a time that has no value here.
+        let changed = UNIX_EPOCH.checked_add(since).unwrap_or_else(SystemTime::now);
         file.take(LONGEST_SOURCE + 1).read_to_end(&mut content)?;
         if content.len() as u64 > LONGEST_SOURCE {
             let message = format!("{}: more than {} MiB of source", path.display(), LONGEST_SOURCE >> 20);
