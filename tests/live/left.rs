@@ -1,11 +1,11 @@
 //! We are killed: the program runs on, and nothing of ours stays.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::common::{Run, Script, any_python, eventually, root, script};
 
@@ -53,18 +53,17 @@ fn links_on(pid: i64) -> usize {
         .count()
 }
 
-/// Temporary directories of all runs under way.
-fn directories() -> BTreeSet<PathBuf> {
+/// Temporary directories of the runs with these process numbers.
+fn directories(runs: &[Pid]) -> Vec<PathBuf> {
     let parents = ["/run".into(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into(), std::env::temp_dir()];
     let entries = parents.iter().filter_map(|parent: &PathBuf| std::fs::read_dir(parent).ok()).flatten().flatten();
-    let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("rmprof-bpf-"));
-    named.map(|entry| entry.path()).collect()
+    let names: Vec<String> = runs.iter().map(|run| format!("rmprof-bpf-{run}-")).collect();
+    let of_run = |name: &str| names.iter().any(|start| name.starts_with(start));
+    entries.filter(|entry| of_run(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
 }
 
-fn nothing_is_left(before: &BTreeSet<PathBuf>) {
-    // Those of runs of other tests go too when these end.
-    let after: BTreeSet<PathBuf> = directories().difference(before).cloned().collect();
-    eventually("temporary directories are gone", || after.is_disjoint(&directories()));
+fn nothing_is_left(runs: &[Pid]) {
+    eventually("temporary directories are gone", || directories(runs).is_empty());
 }
 
 /// A generator of chance: xorshift64*, its seed on standard output so that a failure can be repeated.
@@ -96,9 +95,10 @@ fn root_killed_at_work_the_program_ends_as_it_should() {
     if !root() {
         return;
     }
-    let (program, mut chance, before) = (worker(), Chance::new(), directories());
+    let (program, mut chance, mut runs) = (worker(), Chance::new(), Vec::new());
     for _ in 0..TIMES {
         let mut started = Run::new([&any_python().path, &program.path]).env("PYTHONWARNINGS", "ignore").start();
+        runs.push(started.pid());
         let steps = chance.below(11);
         for expected in 0..=steps {
             assert_eq!(started.number(), i64::try_from(expected).unwrap());
@@ -110,7 +110,7 @@ fn root_killed_at_work_the_program_ends_as_it_should() {
         assert_eq!(ran.stderr_text(), "", "after {steps} steps");
         assert_eq!(ran.status.code(), None, "killed before its end: {ran}");
     }
-    nothing_is_left(&before);
+    nothing_is_left(&runs);
 }
 
 /// Killed while it starts, the program has either not begun or does all of its work.
@@ -119,11 +119,12 @@ fn root_killed_at_the_start_the_program_does_all_or_nothing() {
     if !root() {
         return;
     }
-    let (program, mut chance, before) = (worker(), Chance::new(), directories());
+    let (program, mut chance, mut runs) = (worker(), Chance::new(), Vec::new());
     let limit = u64::try_from(START.as_micros()).unwrap();
     let mut begun = 0;
     for _ in 0..TIMES {
         let started = Run::new([&any_python().path, &program.path]).env("PYTHONWARNINGS", "ignore").start();
+        runs.push(started.pid());
         spin(Duration::from_micros(chance.below(limit)));
         started.signal(Signal::SIGKILL);
         let ran = started.end();
@@ -134,7 +135,7 @@ fn root_killed_at_the_start_the_program_does_all_or_nothing() {
         begun += u32::from(!text.is_empty());
     }
     println!("{begun} of {TIMES} programs had begun");
-    nothing_is_left(&before);
+    nothing_is_left(&runs);
 }
 
 /// Time that passes without a wait: a moment of chance is wanted, not an order of events.
@@ -226,15 +227,16 @@ fn root_an_ordinary_end_leaves_nothing() {
     if !root() {
         return;
     }
-    let before = directories();
     let text = "import os; print(os.environ['PYTHONPATH'].split(':')[0]); print(os.getpid())";
     let ran = Run::json().word(any_python().path).words(["-c", text]).run().expect(0).quiet();
     let output = ran.stdout_text();
     let directory = PathBuf::from(output.lines().next().unwrap());
     assert!(!directory.exists(), "{directory:?} is there when the run has ended");
     // A start that fails leaves nothing either.
-    Run::new(["/no/such/program"]).run().expect(127);
-    nothing_is_left(&before);
+    let started = Run::new(["/no/such/program"]).start();
+    let run = started.pid();
+    started.end().expect(127);
+    nothing_is_left(&[run]);
 }
 
 /// The directory is root's, for others to read alone, and its name cannot be guessed.

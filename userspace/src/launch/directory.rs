@@ -13,9 +13,8 @@ use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
-const TEMPLATE: &str = "rmprof-bpf-XXXXXX";
-
-/// Makes an empty directory of mode 0755 with an unpredictable name, and opens it.
+/// Makes an empty directory of mode 0755 and opens it. Its name has our process number, so that a person can tell whose it is, and
+/// cannot be predicted.
 pub(super) fn create() -> Result<(PathBuf, OwnedFd)> {
     let mut reasons = Vec::new();
     for parent in candidates() {
@@ -71,7 +70,8 @@ fn refusal(parent: &Path) -> Option<String> {
 
 fn create_in(parent: &Path) -> Result<(PathBuf, OwnedFd)> {
     let real = parent.canonicalize()?;
-    let path = nix::unistd::mkdtemp(&real.join(TEMPLATE)).context("cannot make a directory")?;
+    let template = format!("rmprof-bpf-{}-XXXXXX", std::process::id());
+    let path = nix::unistd::mkdtemp(&real.join(template)).context("cannot make a directory")?;
     let opened = open_own(&path);
     if opened.is_err() {
         let _ = std::fs::remove_dir(&path); // still empty; the first error is the one to tell
