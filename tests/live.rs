@@ -22,6 +22,8 @@ mod left;
 mod pages;
 #[path = "live/rights.rs"]
 mod rights;
+#[path = "live/rungs.rs"]
+mod rungs;
 #[path = "live/signals.rs"]
 mod signals;
 #[path = "live/start.rs"]

@@ -53,6 +53,17 @@ pub enum ModeArgument {
     Pages,
 }
 
+/// A way to attach user probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProbesArgument {
+    /// Session probes
+    Session,
+    /// Multi-probes
+    Multi,
+    /// A perf event for each
+    Single,
+}
+
 /// `run`.
 #[derive(Args, Debug)]
 pub struct RunArguments {
@@ -86,6 +97,9 @@ pub struct RunArguments {
     /// Under sudo: run the program as root, not as the user who called
     #[arg(long)]
     pub as_root: bool,
+    /// How user probes are attached, instead of the best way this kernel has: to try another where one does not work
+    #[arg(long, value_enum, hide = true)]
+    pub probes: Option<ProbesArgument>,
     /// The program and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM [ARGS]")]
     pub program: Vec<OsString>,

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::cli::{ModeArgument, RunArguments};
-use crate::kernel::Mode;
+use crate::cli::{ModeArgument, ProbesArgument, RunArguments};
+use crate::kernel::{Mode, Rung};
 use crate::report::columns::Column;
 use crate::report::{Format, OptionError, Options, Selection};
 
@@ -13,6 +13,8 @@ use crate::report::{Format, OptionError, Options, Selection};
 pub struct RunPlan {
     /// What is counted.
     pub mode: Mode,
+    /// How user probes are attached; `None`: as the kernel does it best.
+    pub rung: Option<Rung>,
     /// Where the report goes; `None`: standard output.
     pub output: Option<PathBuf>,
     /// In which format.
@@ -49,6 +51,11 @@ impl RunPlan {
                 ModeArgument::Heap => Mode::Heap,
                 ModeArgument::Pages => Mode::Pages,
             },
+            rung: typed.probes.map(|probes| match probes {
+                ProbesArgument::Session => Rung::Session,
+                ProbesArgument::Multi => Rung::Multi,
+                ProbesArgument::Single => Rung::Single,
+            }),
             output: typed.output,
             format,
             options: Options { precision: usize::from(typed.precision), columns, top: typed.top, selection },

@@ -103,7 +103,7 @@ fn map_type(kind: u32) -> Result<String, String> {
 }
 
 fn loads(name: &'static str, mode: Mode) -> Answer {
-    let found = match Kernel::load(mode) {
+    let found = match Kernel::load(mode, None) {
         Ok((kernel, _, _)) => Ok(format!("loaded and attached ({:?} probes)", kernel.rung).to_lowercase()),
         Err(error) => Err(error.to_string()),
     };

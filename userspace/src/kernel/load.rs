@@ -75,18 +75,23 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the probes and attaches the tracepoints.
+    /// Loads the probes and attaches the tracepoints, for the best rung there is or for `only` one.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn load(mode: Mode) -> Result<(Self, Attacher, Drain), LoadError> {
+    pub fn load(mode: Mode, only: Option<Rung>) -> Result<(Self, Attacher, Drain), LoadError> {
         let mut last = None;
         for rung in [Rung::Session, Rung::Multi, Rung::Single] {
+            if only.is_some_and(|only| only != rung) {
+                continue;
+            }
             match open(mode, rung) {
                 Ok(object) => {
-                    if rung == Rung::Multi
+                    // Without the heap's probes the first rung loads on any kernel that has multi-probes, right or not.
+                    if rung != Rung::Single
                         && !program(&object, "launch_multi").is_ok_and(|p| attach::multi_filter_is_right(&p))
                     {
+                        last = Some(LoadError::Missing("multi-probes that can be told whom they are for"));
                         continue;
                     }
                     return assemble(object, mode, rung);

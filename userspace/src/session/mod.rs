@@ -118,7 +118,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let (kernel, attacher, drain) = Kernel::load(plan.mode)?;
+    let (kernel, attacher, drain) = Kernel::load(plan.mode, plan.rung)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let mut hold =
