@@ -1,15 +1,17 @@
 //! Attaching: the ladder of user probes, tracepoints, and the table of watched processes.
 //!
 //! Links are made by the raw call: libbpf's own attach by symbol name fails on stripped libraries, and we choose the
-//! instruction ourselves (`target::sites`). A link is a descriptor; closing it detaches.
+//! instruction ourselves (`target::sites`). A link is a descriptor; closing it detaches. The calls are the keeper's.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramHandle};
 use rmprof_probes::abi;
+
+use super::keeper::{Keeper, MOST_PROBES, Order, Task};
 
 /// How user probes are attached on this kernel, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +35,12 @@ pub struct ProbePoint {
     pub returns: bool,
 }
 
-/// What is attached; dropping it detaches.
+/// What is attached. Dropping it detaches, and does not wait for the kernel to be done with it.
 #[derive(Debug, Default)]
-pub struct Links(Vec<OwnedFd>);
+pub struct Links(Vec<Link>);
 
 impl Links {
-    /// How many descriptors it holds.
+    /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -48,16 +50,29 @@ impl Links {
         self.0.is_empty()
     }
 
-    /// Detaches everything at once, and does not wait for the kernel to be done with it.
-    pub fn detach(self) {
-        for link in self.0 {
-            std::thread::spawn(move || drop(link));
-        }
-    }
-
     /// Adds what another holds.
     pub fn extend(&mut self, other: Links) {
         self.0.extend(other.0);
+    }
+}
+
+/// A link on user probes, which the keeper made and will close.
+#[derive(Debug)]
+struct Link {
+    descriptor: RawFd,
+    keeper: Arc<Keeper>,
+}
+
+impl Link {
+    fn made(keeper: &Arc<Keeper>, order: &Order) -> io::Result<Self> {
+        Ok(Link { descriptor: keeper.carry_out(order)?, keeper: Arc::clone(keeper) })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let order = Order { link: self.descriptor, ..Order::new(Task::Release) };
+        let _ = self.keeper.carry_out(&order); // a descriptor of ours: closing it cannot fail
     }
 }
 
@@ -71,6 +86,7 @@ pub(super) enum HeapPrograms {
 /// Attaches probes to processes and keeps the table of watched ones. Used by the supervisor while a process is held.
 #[derive(Debug)]
 pub struct Attacher {
+    pub(super) keeper: Arc<Keeper>,
     pub(super) heap: Option<HeapPrograms>,
     pub(super) launch: Option<(ProgramHandle, bool)>,
     pub(super) processes: MapHandle,
@@ -87,13 +103,13 @@ impl Attacher {
         match &self.heap {
             None => Ok(Links::default()),
             Some(HeapPrograms::Session(program)) => {
-                multi_link(program, libbpf_sys::BPF_TRACE_UPROBE_SESSION, 0, pid, library, points)
+                multi_link(&self.keeper, program, libbpf_sys::BPF_TRACE_UPROBE_SESSION, 0, pid, library, points)
                     .map(|link| Links(vec![link]))
             }
             Some(HeapPrograms::Pair { enter, exit, multi }) => {
                 let returning: Vec<ProbePoint> = points.iter().copied().filter(|point| point.returns).collect();
-                let mut links = attach_points(exit, *multi, true, pid, library, &returning)?;
-                links.extend(attach_points(enter, *multi, false, pid, library, points)?);
+                let mut links = attach_points(&self.keeper, exit, *multi, true, pid, library, &returning)?;
+                links.extend(attach_points(&self.keeper, enter, *multi, false, pid, library, points)?);
                 Ok(links)
             }
         }
@@ -106,7 +122,7 @@ impl Attacher {
     pub fn attach_launch(&self, pid: u32, extension: &File, points: &[ProbePoint]) -> io::Result<Links> {
         match &self.launch {
             None => Ok(Links::default()),
-            Some((program, multi)) => attach_points(program, *multi, false, pid, extension, points),
+            Some((program, multi)) => attach_points(&self.keeper, program, *multi, false, pid, extension, points),
         }
     }
 
@@ -164,6 +180,7 @@ pub(super) fn from_bytes<T: Copy>(bytes: &[u8]) -> Option<T> {
 }
 
 fn attach_points(
+    keeper: &Arc<Keeper>,
     program: &ProgramHandle,
     multi: bool,
     returns: bool,
@@ -176,95 +193,58 @@ fn attach_points(
     }
     if multi {
         let flags = if returns { libbpf_sys::BPF_F_UPROBE_MULTI_RETURN } else { 0 };
-        return multi_link(program, libbpf_sys::BPF_TRACE_UPROBE_MULTI, flags, pid, file, points)
+        return multi_link(keeper, program, libbpf_sys::BPF_TRACE_UPROBE_MULTI, flags, pid, file, points)
             .map(|link| Links(vec![link]));
     }
     points
         .iter()
-        .map(|point| single_link(program, returns, pid, file, point))
+        .map(|point| single_link(keeper, program, returns, pid, file, *point))
         .collect::<io::Result<Vec<_>>>()
         .map(Links)
 }
 
-/// A name under which the kernel opens exactly this file, whatever stands at its path by now.
-fn name_of(file: &File) -> io::Result<CString> {
-    CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(io::Error::other)
-}
-
 fn multi_link(
+    keeper: &Arc<Keeper>,
     program: &ProgramHandle,
     kind: u32,
     flags: u32,
     pid: u32,
     file: &File,
     points: &[ProbePoint],
-) -> io::Result<OwnedFd> {
-    let path = name_of(file)?;
-    let offsets: Vec<libc::c_ulong> = points.iter().map(|point| point.offset).collect();
-    let cookies: Vec<u64> = points.iter().map(|point| u64::from(point.role)).collect();
-    let mut options = libbpf_sys::bpf_link_create_opts {
-        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64,
-        ..Default::default()
-    };
-    options.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
-        flags,
-        cnt: u32::try_from(points.len()).map_err(io::Error::other)?,
-        path: path.as_ptr(),
-        offsets: offsets.as_ptr(),
-        ref_ctr_offsets: std::ptr::null(),
-        cookies: cookies.as_ptr(),
-        pid,
-        ..Default::default()
-    };
-    // SAFETY: the arrays hold `cnt` entries and outlive the call; the path is NUL-terminated.
-    link(unsafe { libbpf_sys::bpf_link_create(program.as_fd().as_raw_fd(), 0, kind, &options) })
+) -> io::Result<Link> {
+    let order = Order { kind, flags, pid, ..order(Task::Multi, program, file, points)? };
+    Link::made(keeper, &order)
 }
 
 fn single_link(
+    keeper: &Arc<Keeper>,
     program: &ProgramHandle,
     returns: bool,
     pid: u32,
     file: &File,
-    point: &ProbePoint,
-) -> io::Result<OwnedFd> {
-    let path = name_of(file)?;
+    point: ProbePoint,
+) -> io::Result<Link> {
     // The PMU's number and the bit of config that asks for a return probe: kernel/events/core.c, perf_uprobe.
     let kind: u32 = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?
         .trim()
         .parse()
         .map_err(io::Error::other)?;
-    let mut attributes = libbpf_sys::perf_event_attr { type_: kind, config: u64::from(returns), ..Default::default() };
-    attributes.size = size_of::<libbpf_sys::perf_event_attr>() as u32;
-    attributes.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
-    attributes.__bindgen_anon_4.probe_offset = point.offset;
-    let pid = i32::try_from(pid).map_err(io::Error::other)?;
-    let event = perf_event(&attributes, pid, -1)?;
-    perf_link(program, event, u64::from(point.role))
+    let order = Order { kind, flags: u32::from(returns), pid, ..order(Task::Single, program, file, &[point])? };
+    Link::made(keeper, &order)
 }
 
-fn perf_event(attributes: &libbpf_sys::perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
-    const PERF_FLAG_FD_CLOEXEC: u64 = 8;
-    // SAFETY: the attributes are initialised and carry their own size.
-    link(unsafe { libc::syscall(libc::SYS_perf_event_open, attributes, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC) as i32 })
-        .map_err(|_| io::Error::last_os_error())
-}
-
-fn perf_link(program: &ProgramHandle, event: OwnedFd, cookie: u64) -> io::Result<OwnedFd> {
-    let mut options = libbpf_sys::bpf_link_create_opts {
-        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64,
-        ..Default::default()
-    };
-    options.__bindgen_anon_1.perf_event =
-        libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_1 { bpf_cookie: cookie };
-    // SAFETY: both descriptors are open; the link keeps a reference of the event, which may then be closed.
-    link(unsafe {
-        libbpf_sys::bpf_link_create(
-            program.as_fd().as_raw_fd(),
-            event.as_raw_fd(),
-            libbpf_sys::BPF_PERF_EVENT,
-            &options,
-        )
-    })
+/// An order with all that both kinds of link need.
+fn order(task: Task, program: &ProgramHandle, file: &File, points: &[ProbePoint]) -> io::Result<Order> {
+    if points.len() > MOST_PROBES {
+        return Err(io::Error::other(format!("{} probes in one file", points.len())));
+    }
+    let (program, file) = (program.as_fd().as_raw_fd(), file.as_raw_fd());
+    let mut order = Order { program, file, probes: points.len() as u32, ..Order::new(task) };
+    for (at, point) in points.iter().enumerate() {
+        order.offsets[at] = point.offset;
+        order.cookies[at] = u64::from(point.role);
+    }
+    Ok(order)
 }
 
 /// Attaches a BTF-typed tracepoint program.

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use libbpf_rs::{MapCore, MapHandle, MapImpl, Object, ObjectBuilder, PrintLevel, ProgramHandle};
 
 use super::attach::{self, Attacher, HeapPrograms, Rung};
 use super::drain::Drain;
+use super::keeper::Keeper;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,9 @@ pub enum LoadError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The process that attaches could not be started.
+    #[error("cannot start the process that attaches: {0}")]
+    Keeper(io::Error),
     /// The object lacks something: a defect of the build.
     #[error("the probes lack {0}: this build is broken")]
     Missing(&'static str),
@@ -80,6 +84,7 @@ impl Kernel {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(mode: Mode, only: Option<Rung>) -> Result<(Self, Attacher, Drain), LoadError> {
+        let keeper = Arc::new(Keeper::start().map_err(LoadError::Keeper)?);
         let mut last = None;
         for rung in [Rung::Session, Rung::Multi, Rung::Single] {
             if only.is_some_and(|only| only != rung) {
@@ -91,10 +96,11 @@ impl Kernel {
                     if rung != Rung::Single
                         && !program(&object, "launch_multi").is_ok_and(|p| attach::multi_filter_is_right(&p))
                     {
-                        last = Some(LoadError::Missing("multi-probes that can be told whom they are for"));
+                        let reason = "its multi-probes cannot be told whom they are for".into();
+                        last = Some(LoadError::Refused { reason, errno: None });
                         continue;
                     }
-                    return assemble(object, mode, rung);
+                    return assemble(object, keeper, mode, rung);
                 }
                 Err(error @ LoadError::Refused { errno: Some(libc::EPERM), .. }) => return Err(error),
                 Err(error) => last = Some(error),
@@ -194,7 +200,12 @@ fn map(object: &Object, name: &'static str) -> Result<MapHandle, LoadError> {
     MapHandle::try_from(&map).map_err(|e| refused(&e))
 }
 
-fn assemble(object: Object, mode: Mode, rung: Rung) -> Result<(Kernel, Attacher, Drain), LoadError> {
+fn assemble(
+    object: Object,
+    keeper: Arc<Keeper>,
+    mode: Mode,
+    rung: Rung,
+) -> Result<(Kernel, Attacher, Drain), LoadError> {
     let heap = match (mode, rung) {
         (Mode::Pages, _) => None,
         (Mode::Heap, Rung::Session) => Some(HeapPrograms::Session(program(&object, "heap_session")?)),
@@ -211,6 +222,7 @@ fn assemble(object: Object, mode: Mode, rung: Rung) -> Result<(Kernel, Attacher,
     };
     let multi = rung != Rung::Single;
     let attacher = Attacher {
+        keeper,
         heap,
         launch: Some((program(&object, if multi { "launch_multi" } else { "launch_single" })?, multi)),
         processes: map(&object, "processes")?,

@@ -7,7 +7,7 @@ pub mod counters;
 mod drain;
 pub mod event;
 pub mod features;
-
+mod keeper;
 mod load;
 
 pub use attach::{Attacher, Links, ProbePoint, Rung};

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::SystemTime;
 
 use nix::unistd::Pid;
@@ -51,8 +50,6 @@ pub struct Hold {
     notice: Option<File>,
     credentials: Option<Arc<Credentials>>,
     last_id: u32,
-    /// Links of processes that have ended: the kernel takes its time over a detach, and nobody should wait for it.
-    detacher: mpsc::Sender<Links>,
 }
 
 impl Hold {
@@ -71,10 +68,6 @@ impl Hold {
                 None
             }
         });
-        let (detacher, ended) = mpsc::channel::<Links>();
-        // Ends with the channel; what it has not closed by then the kernel closes with the process. A link at a time: the kernel
-        // waits for grace periods, which run side by side for links closed side by side.
-        std::thread::spawn(move || ended.into_iter().for_each(Links::detach));
         let help = shim.map(|shim| shim.path().to_path_buf());
         let notice = shim.and_then(Shim::notice).map(File::from);
         Self {
@@ -88,7 +81,6 @@ impl Hold {
             watched: HashMap::new(),
             modules: Modules::default(),
             last_id: 0,
-            detacher,
         }
     }
 
@@ -161,7 +153,7 @@ impl Hold {
             peak_bytes: last.map_or(0, |last| bytes(last.resident_peak)),
         };
         let _ = self.messages.send(Message::Died(held.id, death));
-        let _ = self.detacher.send(held.links);
+        drop(held.links);
     }
 
     /// The layout, with the interpreter's own word (3.13+) laid over it; what differs is told.

@@ -1,0 +1,344 @@
+//! Attaches and detaches user probes in a process of our own that is not killed with us.
+//!
+//! A process that has a fatal signal pending cannot write or restore a probed instruction: that takes a page of the program, which
+//! the kernel refuses it (`faultin_page` in mm/gup.c), and the breakpoint stays in the program's memory ("failed to unregister,
+//! leaking uprobe", kernel/events/uprobes.c). So these system calls are made by the keeper, and a link that we held when we were
+//! killed is closed by it.
+
+use std::io::{self, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+/// The most probes of one order.
+pub(super) const MOST_PROBES: usize = 64;
+
+/// What the keeper is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Task {
+    /// One link of `kind` (a `bpf_attach_type`) on all probes.
+    Multi,
+    /// A perf event of `kind` (the PMU's number) on the first probe, and a link on that.
+    Single,
+    /// Close `link`, and do not wait until the kernel is done with it.
+    Release,
+    /// Wait until everything released is closed, and end.
+    End,
+}
+
+/// An order. It goes through a socket as it is: no padding, and no pointer.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Order {
+    pub task: Task,
+    pub kind: u32,
+    /// Of the link, or `config` of the perf event.
+    pub flags: u32,
+    pub pid: u32,
+    /// Descriptors are the same in both processes.
+    pub program: RawFd,
+    pub file: RawFd,
+    pub link: RawFd,
+    pub probes: u32,
+    pub offsets: [u64; MOST_PROBES],
+    pub cookies: [u64; MOST_PROBES],
+}
+
+impl Order {
+    pub(super) fn new(task: Task) -> Self {
+        let none = [0; MOST_PROBES];
+        Order {
+            task,
+            kind: 0,
+            flags: 0,
+            pid: 0,
+            program: -1,
+            file: -1,
+            link: -1,
+            probes: 0,
+            offsets: none,
+            cookies: none,
+        }
+    }
+
+    /// The descriptor of the link, or a negative error number. Neither allocates nor takes a lock: the keeper is a fork.
+    fn perform(&self) -> i32 {
+        match self.task {
+            Task::Multi => self.multi(),
+            Task::Single => self.single(),
+            // SAFETY: the sender has given the descriptor up.
+            Task::Release => unsafe { libc::close(self.link) },
+            Task::End => 0,
+        }
+    }
+
+    /// A name under which the kernel opens exactly this file, whatever stands at its path by now.
+    fn path(&self) -> [u8; 32] {
+        let mut path = [0; 32];
+        // At most 14 characters and 11 digits: there is room, and a NUL after them.
+        let _ = write!(&mut path[..31], "/proc/self/fd/{}", self.file);
+        path
+    }
+
+    fn multi(&self) -> i32 {
+        let path = self.path();
+        let mut options = link_options();
+        options.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
+            flags: self.flags,
+            cnt: self.probes.min(MOST_PROBES as u32),
+            path: path.as_ptr().cast(),
+            offsets: self.offsets.as_ptr().cast(),
+            ref_ctr_offsets: std::ptr::null(),
+            cookies: self.cookies.as_ptr(),
+            pid: self.pid,
+            ..Default::default()
+        };
+        // SAFETY: the arrays hold `cnt` entries and outlive the call; the path is NUL-terminated.
+        unsafe { libbpf_sys::bpf_link_create(self.program, 0, self.kind, &options) }
+    }
+
+    fn single(&self) -> i32 {
+        const PERF_FLAG_FD_CLOEXEC: u64 = 8;
+        let path = self.path();
+        let mut attributes = libbpf_sys::perf_event_attr {
+            type_: self.kind,
+            config: u64::from(self.flags),
+            size: size_of::<libbpf_sys::perf_event_attr>() as u32,
+            ..Default::default()
+        };
+        attributes.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
+        attributes.__bindgen_anon_4.probe_offset = self.offsets[0];
+        // SAFETY: the attributes are initialised and carry their own size.
+        let event = unsafe {
+            libc::syscall(libc::SYS_perf_event_open, &raw const attributes, self.pid, -1, -1, PERF_FLAG_FD_CLOEXEC)
+        };
+        let Ok(event @ 0..) = i32::try_from(event) else { return -Errno::last_raw() };
+        let mut options = link_options();
+        options.__bindgen_anon_1.perf_event =
+            libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_1 { bpf_cookie: self.cookies[0] };
+        // SAFETY: both descriptors are open; the link keeps a reference of the event, which may then be closed.
+        unsafe {
+            let link = libbpf_sys::bpf_link_create(self.program, event, libbpf_sys::BPF_PERF_EVENT, &options);
+            libc::close(event);
+            link
+        }
+    }
+}
+
+fn link_options() -> libbpf_sys::bpf_link_create_opts {
+    libbpf_sys::bpf_link_create_opts { sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64, ..Default::default() }
+}
+
+/// The keeper as we see it: a small process (its name is `rmprof-keeper`) that has our table of descriptors in common with us
+/// (`CLONE_FILES`), in a session of its own, deaf to all signals that can be ignored. It ends when we are gone, however that comes
+/// about, and before that closes what we had open.
+///
+/// Dropping it is the normal end. Should somebody have killed the keeper, we do its work ourselves.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    ours: Mutex<UnixDatagram>,
+    /// Not to be closed before its end: its descriptors are ours.
+    _theirs: UnixDatagram,
+    _us: OwnedFd,
+    /// Readable when it has ended.
+    ended: OwnedFd,
+    process: Pid,
+}
+
+impl Keeper {
+    /// Forks it.
+    ///
+    /// # Errors
+    /// Too few processes or descriptors.
+    pub(super) fn start() -> io::Result<Self> {
+        let (ours, theirs) = UnixDatagram::pair()?;
+        let us = pidfd(Pid::this())?;
+        let (socket, parent) = (theirs.as_raw_fd(), us.as_raw_fd());
+        // SAFETY: the child runs `serve` alone, which makes system calls on its own stack and never returns: it neither allocates nor
+        // takes a lock, so threads that were not copied do not matter.
+        let process = match unsafe { fork_with_our_descriptors(libc::SIGCHLD) } {
+            0 => serve(socket, parent),
+            process => Pid::from_raw(Errno::result(process)?),
+        };
+        Ok(Keeper { ours: Mutex::new(ours), _theirs: theirs, _us: us, ended: pidfd(process)?, process })
+    }
+
+    /// Has an order carried out, and returns the descriptor of the link.
+    ///
+    /// # Errors
+    /// What the kernel says to the probes.
+    pub(super) fn carry_out(&self, order: &Order) -> io::Result<RawFd> {
+        let ours = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = ask(ours.as_raw_fd(), self.ended.as_raw_fd(), order).unwrap_or_else(|| order.perform());
+        if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.carry_out(&Order::new(Task::End)); // cannot fail
+        while waitpid(self.process, None) == Err(Errno::EINTR) {}
+    }
+}
+
+/// Sends an order and waits for the answer. `None`: the keeper is gone.
+fn ask(socket: RawFd, ended: RawFd, order: &Order) -> Option<i32> {
+    let mut answer = 0i32;
+    // SAFETY: an Order is as many bytes as are named here, all of them initialised; `answer` has room for what is asked for.
+    unsafe {
+        if libc::send(socket, (&raw const *order).cast(), size_of::<Order>(), libc::MSG_NOSIGNAL) < 0 {
+            return None;
+        }
+        if wait_for(socket, ended)
+            && libc::recv(socket, (&raw mut answer).cast(), size_of::<i32>(), libc::MSG_DONTWAIT) == 4
+        {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+/// Waits until `first` or `other` is readable. Is it `first`?
+fn wait_for(first: RawFd, other: RawFd) -> bool {
+    let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut both = [wanted(first), wanted(other)];
+    // SAFETY: two pollfds.
+    while unsafe { libc::poll(both.as_mut_ptr(), 2, -1) } < 0 {
+        if Errno::last_raw() != libc::EINTR {
+            return false;
+        }
+    }
+    both[0].revents != 0
+}
+
+/// What the keeper does.
+fn serve(socket: RawFd, parent: RawFd) -> ! {
+    // SAFETY: system calls on integers and on a string of the program's own. Ignored, SIGCHLD also says that nobody waits for the
+    // processes that close.
+    unsafe {
+        libc::setsid();
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+        libc::prctl(libc::PR_SET_NAME, c"rmprof-keeper".as_ptr());
+        libc::chdir(c"/".as_ptr());
+    }
+    // A pidfd is readable when its process has ended, all its threads.
+    while wait_for(socket, parent) {
+        let mut order = MaybeUninit::<Order>::uninit();
+        // SAFETY: there is room for an Order. Nobody but us has the other end, and what was sent is one, whole.
+        let order = unsafe {
+            if libc::recv(socket, order.as_mut_ptr().cast(), size_of::<Order>(), 0) != size_of::<Order>() as isize {
+                continue;
+            }
+            order.assume_init_ref()
+        };
+        let answer: i32 = match order.task {
+            // The kernel waits for grace periods, which run side by side for links closed side by side.
+            // SAFETY: the child makes two system calls.
+            Task::Release => match unsafe { fork_with_our_descriptors(libc::SIGCHLD) } {
+                0 => {
+                    order.perform();
+                    // SAFETY: ends this process.
+                    unsafe { libc::_exit(0) }
+                }
+                -1 => order.perform(),
+                _ => 0,
+            },
+            // SAFETY: waits until there is no child any more.
+            Task::End => unsafe {
+                while libc::wait4(-1, std::ptr::null_mut(), libc::__WALL, std::ptr::null_mut()) != -1
+                    || Errno::last_raw() == libc::EINTR
+                {}
+                0
+            },
+            Task::Multi | Task::Single => order.perform(),
+        };
+        // SAFETY: four bytes.
+        unsafe { libc::send(socket, (&raw const answer).cast(), size_of::<i32>(), libc::MSG_NOSIGNAL) };
+        if order.task == Task::End {
+            // SAFETY: ends this process; the table of descriptors is its parent's.
+            unsafe { libc::_exit(0) }
+        }
+    }
+    // We are the last who have the table. SAFETY: system calls on integers.
+    unsafe {
+        // Linux 5.9, commit 278a5fbaed89: before, the end of the process closes them.
+        libc::syscall(libc::SYS_close_range, 0, RawFd::MAX, 0);
+        libc::_exit(0)
+    }
+}
+
+fn pidfd(process: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: plain integers.
+    let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) })?;
+    // SAFETY: just opened, and nobody else's. (The kernel sets close-on-exec on it.)
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(opened).map_err(io::Error::other)?) })
+}
+
+/// `fork`, but for the table of descriptors, which both have in common. -1: see `errno`.
+///
+/// # Safety
+/// As `fork`; and the child must not use what the C library keeps of its process and thread.
+unsafe fn fork_with_our_descriptors(signal: i32) -> libc::pid_t {
+    let flags = libc::c_long::from(libc::CLONE_FILES | signal);
+    // SAFETY: no stack, no thread-local storage and no place for a number is given: a fork.
+    let process = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    libc::pid_t::try_from(process).unwrap_or(-1)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+
+    use nix::sys::signal::{Signal, kill};
+
+    use super::*;
+
+    /// Releases one end of a pipe and reads the other to its end.
+    fn releases(keeper: &Keeper) {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let order = Order { link: OwnedFd::from(writer).into_raw_fd(), ..Order::new(Task::Release) };
+        keeper.carry_out(&order).unwrap();
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn closes_what_it_is_given_and_ends() {
+        let keeper = Keeper::start().unwrap();
+        let comm = format!("/proc/{}/comm", keeper.process);
+        releases(&keeper);
+        assert_eq!(std::fs::read_to_string(&comm).unwrap(), "rmprof-keeper\n");
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            kill(keeper.process, signal).unwrap();
+        }
+        releases(&keeper);
+        drop(keeper);
+        assert!(std::fs::read(comm).is_err());
+    }
+
+    #[test]
+    fn killed_it_is_done_without() {
+        let keeper = Keeper::start().unwrap();
+        kill(keeper.process, Signal::SIGKILL).unwrap();
+        releases(&keeper);
+        releases(&keeper);
+    }
+
+    #[test]
+    fn says_what_the_kernel_says() {
+        let keeper = Keeper::start().unwrap();
+        let order = Order { probes: 1, kind: libbpf_sys::BPF_TRACE_UPROBE_MULTI, ..Order::new(Task::Multi) };
+        // No such program, or no right to name one.
+        let error = keeper.carry_out(&order).unwrap_err().raw_os_error();
+        assert!([Some(libc::EBADF), Some(libc::EPERM)].contains(&error), "{error:?}");
+    }
+}
