@@ -32,3 +32,5 @@ mod start;
 mod streams;
 #[path = "live/unmarked.rs"]
 mod unmarked;
+#[path = "live/with_lines.rs"]
+mod with_lines;

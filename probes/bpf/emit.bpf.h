@@ -144,7 +144,7 @@ __noinline int announce_code(struct rm_process *process, __u64 code, __u32 finge
 	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(code + layout->code_base)))
 		goto unreadable;
 	name = qualname = table = filename;
-	if (layout->code_code != RM_ABSENT) {
+	if (layout->lines_mended) {
 		table.part = RM_PART_BYTECODE;
 		if (!find_bytes(layout, &table, field64(&fields, layout->code_code), 0))
 			goto unreadable;

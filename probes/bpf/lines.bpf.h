@@ -31,7 +31,7 @@ static __always_inline void finish_line(struct rm_process *process, struct threa
 	struct rm_line *line = line_of(process, active->code, active->line);
 	__u64 peak = active->highest - active->start;
 
-	if (line) {
+	if (line && !active->clean_up) {
 		line->resident_bytes = resident_bytes(process);
 		if (peak > line->peak_bytes)
 			line->peak_bytes = peak;
@@ -95,16 +95,21 @@ static __always_inline void drop_inner(struct thread *thread, __u32 place)
 	bpf_loop(RM_MAX_ACTIVE, drop_step, &loop, 0);
 }
 
-static __always_inline void begin_line(struct rm_process *process, struct thread *thread, __u32 index, __u64 frame, __u64 code, __u32 line)
+static __always_inline void begin_line(struct rm_process *process, struct thread *thread, __u32 index, __u64 frame, __u64 code, __u32 line,
+				       bool clean_up)
 {
 	struct active *active = active_at(thread, index);
-	struct rm_line *counts = line_of(process, code, line);
+	struct rm_line *counts;
 
 	active->frame = frame;
 	active->code = code;
 	active->line = line;
 	active->start = thread->net;
 	active->highest = thread->net;
+	active->clean_up = clean_up;
+	if (clean_up)
+		return;
+	counts = line_of(process, code, line);
 	if (counts) {
 		__sync_fetch_and_add(&counts->occurrences, 1);
 		if (!counts->resident_bytes)
@@ -123,6 +128,7 @@ static __always_inline void first_entry(struct rm_process *process, __u64 code)
 
 __noinline int line_event(struct rm_process *process, struct thread *thread, __u64 code, __u32 line, __u32 what)
 {
+	bool clean_up = false;
 	__u64 state, frame;
 	__u32 place;
 
@@ -135,6 +141,11 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 	}
 	place = find_active(thread, frame);
 	if (place) {
+		const struct active *before = active_at(thread, place - 1);
+
+		/* Never downwards: most lines need not be looked at. */
+		if (what == WHAT_BEGIN && line <= before->line)
+			clean_up = at_clean_up(&process->layout, frame, code);
 		drop_inner(thread, place);
 		finish_line(process, thread, place - 1);
 		if (what == WHAT_END) {
@@ -155,7 +166,7 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		place = ++thread->active_count;
 		first_entry(process, code);
 	}
-	begin_line(process, thread, place - 1, frame, code, line);
+	begin_line(process, thread, place - 1, frame, code, line, clean_up);
 	return 0;
 }
 

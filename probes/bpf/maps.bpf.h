@@ -43,7 +43,7 @@ struct active {
 	__s64 start; /* the thread's net when the line began */
 	__s64 highest; /* and the highest since */
 	__u32 line;
-	__u32 pad;
+	__u32 clean_up; /* it is leaving a with block: no execution of its line */
 };
 
 /* What we keep of a thread. One writer: the thread itself. */

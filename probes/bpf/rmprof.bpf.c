@@ -14,6 +14,7 @@
 #include "heap.bpf.h"
 #include "mappings.bpf.h"
 #include "pages.bpf.h"
+#include "cleanup.bpf.h"
 #include "lines.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -47,6 +47,21 @@ enum rm_position_kind {
  * Where things stand in one minor version of CPython: offsets in bytes from the start of the object named, unless said.
  * Made by `cargo xtask layouts` (userspace/layouts/); RM_ABSENT where there is no such field.
  */
+/*
+ * How the compiler writes the clean-up of a `with` block, the call of __exit__, which stands on the line of the block (3.10+), or on
+ * that of its last statement (3.9).
+ * Instructions are units of two bytes: opcode, argument.
+ */
+struct rm_clean_up {
+	rm_u32 calls[8];  /* a set of opcodes: the call, and what the interpreter makes of it */
+	rm_u32 load;      /* opcode that loads the first None, or RM_ABSENT: no clean-up is told */
+	rm_u32 again;     /* opcode of the second and the third */
+	rm_u32 argument;  /* of the call */
+	rm_u32 raised;    /* opcode of the call after an exception */
+	rm_u32 before[2]; /* what may stand before either, opcode | argument << 8 */
+	rm_u32 line;      /* opcode that hides the first of a line (INSTRUMENTED_LINE, 3.12+), or RM_ABSENT */
+};
+
 struct rm_layout {
 	rm_u32 thread_head;        /* PyThreadState -> the frame, or the _PyCFrame when thread_head_hop is there */
 	rm_u32 thread_head_hop;    /* 3.11, 3.12: _PyCFrame.current_frame; otherwise RM_ABSENT */
@@ -66,7 +81,8 @@ struct rm_layout {
 	rm_u32 code_qualname;      /* within that read: str co_qualname, or RM_ABSENT */
 	rm_u32 code_line_table;    /* within that read: bytes co_lnotab or co_linetable */
 	rm_u32 code_version;       /* within that read: u32 co_version (3.12+), or RM_ABSENT */
-	rm_u32 code_code;          /* within that read: bytes co_code (3.8, 3.9, whose lines are mended by it), or RM_ABSENT */
+	rm_u32 code_code;          /* within that read: bytes co_code (to 3.10), or RM_ABSENT */
+	rm_u32 lines_mended;       /* whether co_code is announced: lines of 3.8, 3.9 are mended by it */
 	rm_u32 code_bytecode;      /* from the start of the code object: first instruction (3.11+), or RM_ABSENT */
 	rm_u32 object_type;        /* PyObject.ob_type */
 	rm_u32 str_length;         /* characters, i64 */
@@ -79,6 +95,7 @@ struct rm_layout {
 	rm_u32 bytes_length;       /* i64 */
 	rm_u32 bytes_data;
 	rm_u32 arena_bytes;        /* what pymalloc asks of mmap at a time */
+	struct rm_clean_up clean_up;
 };
 
 /* Bits of rm_process.flags. */

@@ -78,6 +78,9 @@ fn check_table(python: &Python, name: &str, fifth: f64) {
     }
     let (first, second) = rows[0].cells.unwrap();
     assert_eq!(first, second);
+    // As long as the block lasts the file is open; its end is no execution of line 3.
+    let resident = |line: usize| rows[line - 1].cells.unwrap().0;
+    assert!((resident(4) - resident(3) - COPIED).abs() <= 0.5, "lines 3 and 4 on {python:?}");
     let bare: f64 = python.bare(&["-c", ITS_OWN_SIZE]).trim().parse::<f64>().unwrap() * 1024.0 / MIB;
     println!("{name} on {}: first row {first:.3} MiB, bare {bare:.3} MiB", python.version_text());
     assert!((first - bare).abs() <= FIRST_ROW, "the first row says {first} MiB, the bare {python:?} has {bare} MiB");

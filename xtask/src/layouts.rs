@@ -14,6 +14,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
+mod opcodes;
+
 /// What was typed after `cargo xtask layouts`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
@@ -69,6 +71,7 @@ const FRAME_OBJECT: Fields = &[
     ("frame_back", "offsetof(PyFrameObject, f_back)"),
     ("frame_code", "offsetof(PyFrameObject, f_code)"),
     ("frame_position", "offsetof(PyFrameObject, f_lasti)"),
+    ("code_code", "offsetof(PyCodeObject, co_code)"),
     ("interpreter_threads_head", "offsetof(PyInterpreterState, tstate_head)"),
 ];
 
@@ -139,6 +142,7 @@ const OPTIONAL: &[&str] = &[
     "frame_owner",
     "owner_skip",
     "code_qualname",
+    "code_code",
     "code_version",
     "code_bytecode",
     "native_thread_id",
@@ -388,6 +392,7 @@ fn measure(minor: &Minor, include: &Path) -> Result<Map<String, Value>> {
     layout.insert("headers_of".into(), headers_of.into());
     layout.insert("rules".into(), sources.into());
     layout.insert("debug_offsets".into(), debug.into());
+    layout.insert("clean_up".into(), opcodes::clean_up(minor.number, include)?);
     Ok(layout)
 }
 
@@ -400,6 +405,7 @@ fn set_bases(numbers: &mut BTreeMap<&str, u32>) -> Result<()> {
         ("code_name", 8),
         ("code_qualname", 8),
         ("code_line_table", 8),
+        ("code_code", 8),
         ("code_version", 4),
     ];
     for (base_name, fields, room) in [("frame_base", FRAME, FRAME_READ), ("code_base", CODE, CODE_READ)] {

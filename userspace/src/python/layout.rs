@@ -23,6 +23,27 @@ pub const POSITION_UNITS: u32 = 1;
 /// `RM_POSITION_POINTER`: the address of the instruction, inside the code object (3.11 and later).
 pub const POSITION_POINTER: u32 = 2;
 
+/// How the compiler writes the clean-up of a `with` block (Python/compile.c, compiler_with and compiler_call_exit_with_nones), by
+/// opcode: see `struct rm_clean_up`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct CleanUpCodes {
+    /// Loads the first `None`.
+    pub load: u8,
+    /// The second and the third.
+    pub again: u8,
+    /// The call, and what the interpreter makes of it.
+    pub calls: Vec<u8>,
+    /// The call's argument.
+    pub argument: u8,
+    /// The call after an exception.
+    pub raised: u8,
+    /// What may stand before: opcode, argument.
+    pub before: [(u8, u8); 2],
+    /// Hides the first instruction of a line (3.12 and later).
+    pub line: Option<u8>,
+}
+
 /// The layout of one minor version, release build with GIL, x86-64: offsets in bytes from the start of the object, unless said.
 /// The names up to `arena_bytes` are those of `struct rm_layout`; the others serve user space alone.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -66,6 +87,8 @@ pub struct Layout {
     pub code_qualname: u32,
     /// Within that read: bytes `co_lnotab` or `co_linetable`.
     pub code_line_table: u32,
+    /// Within that read: bytes `co_code` (up to 3.10).
+    pub code_code: u32,
     /// Within that read: u32 `co_version` (3.12 and later).
     pub code_version: u32,
     /// From the start of the code object: the first instruction (3.11 and later).
@@ -106,6 +129,8 @@ pub struct Layout {
     pub runtime_key: u32,
     /// `PyInterpreterState.eval_frame`, where there is no function to set it (3.8).
     pub interpreter_eval_frame: u32,
+    /// How the clean-up of a `with` block is told, where it has line events of its own (3.9 and later).
+    pub clean_up: Option<CleanUpCodes>,
     /// How `co_lnotab` or `co_linetable` is written.
     pub line_table_kind: LineTableKind,
     /// For what no header says: the field, and where in CPython's source it is said.
@@ -197,6 +222,7 @@ impl Layout {
             ("code_name", self.code_name, 8, CODE_READ, false),
             ("code_qualname", self.code_qualname, 8, CODE_READ, true),
             ("code_line_table", self.code_line_table, 8, CODE_READ, false),
+            ("code_code", self.code_code, 8, CODE_READ, true),
             ("code_version", self.code_version, 4, CODE_READ, true),
         ];
         for (name, offset, bytes, read, optional) in fields {
@@ -253,7 +279,7 @@ mod tests {
         for text in FILES {
             let value: serde_json::Value = serde_json::from_str(text).unwrap();
             // Worked out from the others where the struct is filled.
-            for name in names.iter().filter(|name| !["frame_bytes", "code_code"].contains(name)) {
+            for name in names.iter().filter(|name| !["frame_bytes", "lines_mended"].contains(name)) {
                 assert!(value[*name].is_u64(), "{name} is not in the layout");
             }
         }

@@ -3,6 +3,7 @@
 //! ones are read as the newer ones are.
 
 use super::code::{LONGEST_TABLE, Memory};
+use super::layout::Layout;
 
 /// Instructions of a clean-up, as byte offsets into the bytecode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,19 +16,16 @@ pub struct CleanUp {
     pub setup: u32,
 }
 
-/// What differs between the two versions (Include/opcode.h; Include/code.h, Include/cpython/code.h for `co_code`; Python/compile.c,
-/// compiler_with and compiler_unwind_fblock, for the sequences).
+/// What differs between the two versions (Include/opcode.h; Python/compile.c, compiler_with and compiler_unwind_fblock, for the sequences).
 struct Version {
     minor: u8,
-    /// `PyCodeObject.co_code`, bytes from its start.
-    co_code: u32,
     /// What a clean-up consists of, in order; the last may be preceded by what `await` adds.
     sequence: &'static [u8],
 }
 
 const VERSIONS: &[Version] = &[
-    Version { minor: 8, co_code: 48, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
-    Version { minor: 9, co_code: 48, sequence: &[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP] },
+    Version { minor: 8, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
+    Version { minor: 9, sequence: &[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP] },
 ];
 
 const POP_TOP: u8 = 1;
@@ -54,27 +52,22 @@ struct Block {
 
 /// Reads the bytecode of the code object at `address` and finds its clean-ups; none on versions that need none, or when it cannot
 /// be read: then the lines are CPython's own.
-pub fn read(
-    minor: u8,
-    memory: &(impl Memory + ?Sized),
-    address: u64,
-    bytes_length: u32,
-    bytes_data: u32,
-) -> Vec<CleanUp> {
-    let Some(version) = VERSIONS.iter().find(|version| version.minor == minor) else { return Vec::new() };
+pub fn read(layout: &Layout, memory: &(impl Memory + ?Sized), address: u64) -> Vec<CleanUp> {
+    let Some(version) = VERSIONS.iter().find(|version| version.minor == layout.minor) else { return Vec::new() };
     let bytecode = || {
-        let object = memory.read_u64(address.wrapping_add(version.co_code.into())).ok()?;
-        let length = usize::try_from(memory.read_u64(object.wrapping_add(bytes_length.into())).ok()?).ok()?;
+        let place = u64::from(layout.code_base) + u64::from(layout.code_code);
+        let object = memory.read_u64(address.wrapping_add(place)).ok()?;
+        let length = usize::try_from(memory.read_u64(object.wrapping_add(layout.bytes_length.into())).ok()?).ok()?;
         let mut bytes = vec![0; (length <= LONGEST_TABLE).then_some(length)?];
-        memory.read(object.wrapping_add(bytes_data.into()), &mut bytes).ok()?;
+        memory.read(object.wrapping_add(layout.bytes_data.into()), &mut bytes).ok()?;
         Some(bytes)
     };
     bytecode().map_or_else(Vec::new, |bytecode| find(version, &bytecode))
 }
 
-/// Where the code object keeps `co_code`, bytes from its start, on a version whose lines are to be mended.
-pub fn co_code(minor: u8) -> Option<u32> {
-    VERSIONS.iter().find(|version| version.minor == minor).map(|version| version.co_code)
+/// Whether the lines of a version are to be mended by the bytecode.
+pub fn is_needed(minor: u8) -> bool {
+    VERSIONS.iter().any(|version| version.minor == minor)
 }
 
 /// The clean-ups in bytecode; none on versions that need none.

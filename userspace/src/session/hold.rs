@@ -18,7 +18,7 @@ use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::{Shim, Site, site_places};
 use crate::ledger::ProcessId;
 use crate::python::discover::Interpreter;
-use crate::python::layout::Layout;
+use crate::python::layout::{CleanUpCodes, Layout};
 use crate::python::{verify, with_cleanup};
 use crate::target::ProcessMemory;
 use crate::target::credentials::Credentials;
@@ -317,8 +317,8 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         code_qualname: layout.code_qualname,
         code_line_table: layout.code_line_table,
         code_version: layout.code_version,
-        code_code: with_cleanup::co_code(layout.minor)
-            .map_or(abi::RM_ABSENT, |offset| offset.wrapping_sub(layout.code_base)),
+        code_code: layout.code_code,
+        lines_mended: with_cleanup::is_needed(layout.minor).into(),
         code_bytecode: layout.code_bytecode,
         object_type: layout.object_type,
         str_length: layout.str_length,
@@ -331,5 +331,32 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         bytes_length: layout.bytes_length,
         bytes_data: layout.bytes_data,
         arena_bytes: layout.arena_bytes,
+        clean_up: layout.clean_up.as_ref().map_or(NO_CLEAN_UP, clean_up_of),
+    }
+}
+
+const NO_CLEAN_UP: abi::rm_clean_up = abi::rm_clean_up {
+    calls: [0; 8],
+    load: abi::RM_ABSENT,
+    again: abi::RM_ABSENT,
+    argument: 0,
+    raised: abi::RM_ABSENT,
+    before: [abi::RM_ABSENT; 2],
+    line: abi::RM_ABSENT,
+};
+
+fn clean_up_of(codes: &CleanUpCodes) -> abi::rm_clean_up {
+    let mut calls = [0; 8];
+    for call in &codes.calls {
+        calls[usize::from(call >> 5)] |= 1 << (call & 31);
+    }
+    abi::rm_clean_up {
+        calls,
+        load: codes.load.into(),
+        again: codes.again.into(),
+        argument: codes.argument.into(),
+        raised: codes.raised.into(),
+        before: codes.before.map(|(opcode, argument)| u32::from(opcode) | u32::from(argument) << 8),
+        line: codes.line.map_or(abi::RM_ABSENT, u32::from),
     }
 }

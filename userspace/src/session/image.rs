@@ -211,7 +211,7 @@ impl Image {
     fn clean_ups(&self, key: CodeKey, bytecode: Option<&[u8]>) -> Vec<with_cleanup::CleanUp> {
         let layout = &self.birth.layout;
         bytecode.map_or_else(
-            || with_cleanup::read(layout.minor, &self.memory(), key.address, layout.bytes_length, layout.bytes_data),
+            || with_cleanup::read(layout, &self.memory(), key.address),
             |bytecode| with_cleanup::of(layout.minor, bytecode),
         )
     }

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/* Is a line event that of leaving a `with` block, which the compiler puts on the line of the `with`? Told by the instructions. */
+#ifndef CLEANUP_BPF_H
+#define CLEANUP_BPF_H
+
+enum { CLEAN_UP_UNITS = 6 };
+
+static __always_inline bool is_opcode(const struct rm_clean_up *known, const __u16 *units, __u32 index, __u32 opcode)
+{
+	__u32 found = units[index] & 0xff;
+
+	return found == opcode || (!index && found == known->line);
+}
+
+/* Does the clean-up begin at `index`, at most CLEAN_UP_UNITS - 4? */
+static __always_inline bool clean_up_begins(const struct rm_clean_up *known, const __u16 *units, __u32 index)
+{
+	__u16 call = units[index + 3];
+
+	if (is_opcode(known, units, index, known->load) && units[index + 1] == units[index + 2] &&
+	    (units[index + 1] & 0xff) == known->again && call >> 8 == known->argument &&
+	    (known->again != known->load || units[index + 1] >> 8 == units[index] >> 8))
+		return known->calls[call >> 5 & 7] >> (call & 31) & 1;
+	/* The first instruction of a line may be hidden: this one would match anything. */
+	return (units[index] & 0xff) == known->raised;
+}
+
+static __always_inline bool may_stand_before(const struct rm_clean_up *known, const __u16 *units, __u32 index)
+{
+	return (is_opcode(known, units, index, known->before[0] & 0xff) && units[index] >> 8 == known->before[0] >> 8) ||
+	       (is_opcode(known, units, index, known->before[1] & 0xff) && units[index] >> 8 == known->before[1] >> 8);
+}
+
+static __always_inline bool is_clean_up(const struct rm_clean_up *known, const __u16 *units)
+{
+	return clean_up_begins(known, units, 0) ||
+	       (may_stand_before(known, units, 0) &&
+		(clean_up_begins(known, units, 1) || (may_stand_before(known, units, 1) && clean_up_begins(known, units, 2))));
+}
+
+/* Is it a clean-up that `frame` is about to execute? What cannot be read is not. */
+static __always_inline bool at_clean_up(const struct rm_layout *layout, __u64 frame, __u64 code)
+{
+	__u16 units[CLEAN_UP_UNITS] = {};
+	__u32 bytes = layout->frame_bytes;
+	union fields fields = {};
+	__u64 at;
+
+	if (layout->clean_up.load == RM_ABSENT)
+		return false;
+	if (bytes > RM_FRAME_READ)
+		bytes = RM_FRAME_READ;
+	if (READ_USER(&fields, bytes, frame + layout->frame_base))
+		return false;
+	if (layout->position_kind == RM_POSITION_POINTER) {
+		at = field64(&fields, layout->frame_position);
+	} else {
+		__s32 position = position_of(layout, &fields, code);
+
+		if (position < 0 || READ_USER(&at, sizeof(at), code + layout->code_base + layout->code_code))
+			return false;
+		at += layout->bytes_data + position;
+	}
+	return !READ_USER(units, sizeof(units), at) && is_clean_up(&layout->clean_up, units);
+}
+
+#endif

@@ -1,0 +1,105 @@
+//! The opcodes by which the clean-up of a `with` block is told, out of the headers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+/// How the compilers of some minors write the clean-up (Python/compile.c, compiler_with and compiler_call_exit_with_nones).
+struct CleanUp {
+    minors: std::ops::RangeInclusive<u32>,
+    load: &'static str,
+    again: &'static str,
+    /// The call, and with an underscore after it what the interpreter makes of it.
+    call: &'static str,
+    argument: u8,
+    raised: &'static str,
+    /// Opcode and argument.
+    before: [(&'static str, u8); 2],
+    line: Option<&'static str>,
+}
+
+const CLEAN_UPS: &[CleanUp] = &[
+    CleanUp {
+        minors: 9..=10,
+        load: "LOAD_CONST",
+        again: "DUP_TOP",
+        call: "CALL_FUNCTION",
+        argument: 3,
+        raised: "WITH_EXCEPT_START",
+        before: [("POP_BLOCK", 0), ("ROT_TWO", 0)],
+        line: None,
+    },
+    CleanUp {
+        minors: 11..=11,
+        load: "LOAD_CONST",
+        again: "LOAD_CONST",
+        call: "PRECALL",
+        argument: 2,
+        raised: "WITH_EXCEPT_START",
+        before: [("PUSH_EXC_INFO", 0), ("SWAP", 2)],
+        line: None,
+    },
+    CleanUp {
+        minors: 12..=13,
+        load: "LOAD_CONST",
+        again: "LOAD_CONST",
+        call: "CALL",
+        argument: 2,
+        raised: "WITH_EXCEPT_START",
+        before: [("PUSH_EXC_INFO", 0), ("SWAP", 2)],
+        line: Some("INSTRUMENTED_LINE"),
+    },
+];
+
+/// Begin like the call and are others: different numbers on the stack.
+const NOT_THE_CALL: &[&str] =
+    &["CALL_FUNCTION_EX", "CALL_FUNCTION_KW", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2", "CALL_KW"];
+
+/// `clean_up` of a minor's layout; null where the clean-up is on no line of its own.
+///
+/// # Errors
+/// Headers that lack one of the opcodes.
+pub fn clean_up(minor: u32, include: &Path) -> Result<Value> {
+    let Some(known) = CLEAN_UPS.iter().find(|known| known.minors.contains(&minor)) else { return Ok(Value::Null) };
+    let opcodes = read(include)?;
+    let number = |name: &str| opcodes.get(name).copied().with_context(|| format!("the headers have no opcode {name}"));
+    let instrumented = format!("INSTRUMENTED_{}", known.call);
+    let is_call = |name: &str| {
+        let rest = name.strip_prefix(known.call);
+        name == instrumented || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    let mut calls: Vec<u8> = opcodes
+        .iter()
+        .filter(|(name, _)| is_call(name) && !NOT_THE_CALL.contains(&name.as_str()))
+        .map(|(_, number)| *number)
+        .collect();
+    calls.sort_unstable();
+    let before =
+        known.before.iter().map(|(name, argument)| Ok((number(name)?, *argument))).collect::<Result<Vec<_>>>()?;
+    Ok(json!({
+        "load": number(known.load)?,
+        "again": number(known.again)?,
+        "calls": calls,
+        "argument": known.argument,
+        "raised": number(known.raised)?,
+        "before": before,
+        "line": known.line.map(number).transpose()?,
+    }))
+}
+
+/// Every opcode by name: `#define NAME NUMBER` in opcode.h, from 3.13 on in opcode_ids.h.
+fn read(include: &Path) -> Result<BTreeMap<String, u8>> {
+    let newer = include.join("opcode_ids.h");
+    let file = if newer.is_file() { newer } else { include.join("opcode.h") };
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("#define ")?.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        })
+        .collect())
+}
