@@ -18,11 +18,29 @@ fn is_file_name(filename: &str) -> bool {
     filename.starts_with('<') || filename.contains('/') || filename.ends_with(".py")
 }
 
-/// Was the program given on the command line?
+/// Was the program given on the command line (`-c`)? Read as Python/getopt.c reads it.
 fn of_command_line(command: &[String]) -> bool {
-    // The first argument that is no option is the script: a -c after it is the script's own.
-    let options = command.iter().skip(1).take_while(|word| word.starts_with('-') && *word != "--");
-    options.into_iter().any(|word| !word.starts_with("--") && word.ends_with('c'))
+    let mut words = command.iter().skip(1);
+    // A script is no option, nor is a lone `-`: standard input.
+    while let Some(options) = words.next().and_then(|word| word.strip_prefix('-')).filter(|word| !word.is_empty()) {
+        if let Some(long) = options.strip_prefix('-') {
+            match long {
+                "" => return false,
+                "check-hash-based-pycs" => drop(words.next()),
+                _ => {}
+            }
+            continue;
+        }
+        // The first that takes a value ends the word: the value is the rest of it, or the next word.
+        let Some(at) = options.find(['c', 'm', 'W', 'X']) else { continue };
+        match &options[at..] {
+            value if value.starts_with('c') => return true,
+            value if value.starts_with('m') => return false,
+            "W" | "X" => drop(words.next()),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Makes the report of all images.
@@ -186,4 +204,23 @@ fn add_line_events(line: &mut report::Line, counts: &LineCounts) {
     line.occurrences = Some(line.occurrences.unwrap_or(0) + counts.occurrences);
     line.mem_usage_bytes = Some(counts.resident_bytes);
     line.peak_bytes = Some(line.peak_bytes.unwrap_or(0).max(counts.peak_bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_command_line;
+
+    #[test]
+    fn a_command_text_is_told_from_a_script() {
+        let of = |text: &str| of_command_line(&text.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        for text in ["p -c x", "p -cx", "p -Ic x", "p -X dev -c x", "p -Xdev -W ignore -c x", "p -uWignore -bc x"] {
+            assert!(of(text), "{text}");
+        }
+        assert!(of("p --check-hash-based-pycs always -c x"));
+        for text in
+            ["p", "p script -c", "p -m module -c", "p -mc", "p -X c script", "p -Wc script", "p -- -c", "p - -c"]
+        {
+            assert!(!of(text), "{text}");
+        }
+    }
 }
