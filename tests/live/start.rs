@@ -143,8 +143,10 @@ fn root_as_a_module_and_as_a_command_text() {
         assert_eq!(ran.stdout_text(), "['y']\n");
         let report = ran.report();
         check(&report, program.line("# here"));
-        // There is no file to read the text from.
-        assert_eq!(report.only().line("grow", program.line("# here")).source(), None);
+        let process = report.only();
+        let line = process.line("grow", program.line("# here"));
+        // The command line has the text.
+        assert_eq!(line.source(), Some("    kept = bytearray(3_000_000)  # here"));
         let ran = run().word("-").input(PROGRAM).run().expect(5).quiet();
         assert_eq!(ran.report().only().marked(), ["grow"]);
     }

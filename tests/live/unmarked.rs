@@ -124,3 +124,27 @@ os._exit(0)
     near_blocks(line.own(), 0);
     assert!(report.only().find("grow", 2).is_none(), "{report}");
 }
+
+/// Of a program on the command line the text is known; what it executes from a string has the same file name and is not it, nor
+/// are the lines of `.pth` files, which `site` executes.
+#[test]
+fn root_a_command_text_is_shown_and_nothing_else_named_string() {
+    if !root() {
+        return;
+    }
+    let text = "kept = bytearray(3_000_000)\nexec('more = bytearray(2_000_000)')\ndef grow():\n    return bytes(1_000_000)\nlast = grow()\n";
+    for python in supported_pythons() {
+        let ran = Run::json().word(&python.path).words(["-W", "ignore", "-c", text]).run().expect(0).quiet();
+        let report = ran.report();
+        let process = report.only();
+        let shown =
+            process.0["functions"].as_array().unwrap().iter().filter(|function| function["filename"] == "<string>");
+        let names: Vec<&str> = shown.map(|function| function["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["<module>", "grow"], "{}", python.version_text());
+        near(process.line("<module>", 2).increment(), 2_000_001, 16_384); // and what the compiler keeps and gives back
+        near_blocks(process.line("grow", 4).increment(), 1_000_033);
+        let table = Run::new([&python.path]).words(["-c", text]).run().expect(0).stdout_text();
+        assert!(table.contains("2.861 MiB   kept = bytearray(3_000_000)\n"), "{table}");
+        assert!(!table.contains("not readable"), "{table}");
+    }
+}

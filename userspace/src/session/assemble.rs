@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::command_text::{CommandText, STRING};
 use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::COUNTERS;
 use crate::kernel::{Mode, Totals};
@@ -10,37 +11,9 @@ use crate::ledger::{Folded, LineCounts, LineTotals, ProcessId, SiteCounts, Stack
 use crate::plan::RunPlan;
 use crate::report::{self, Function, Health, Line, Other, ProcessReport, Report, Tool, is_own_file};
 
-/// `co_filename` of what `-c` gives, and of any other text that is compiled without a name, such as lines of `.pth` files.
-const STRING: &str = "<string>";
-
 /// Does this look like a file that was there once? Code made at run time carries any word for a file name.
 fn is_file_name(filename: &str) -> bool {
     filename.starts_with('<') || filename.contains('/') || filename.ends_with(".py")
-}
-
-/// Was the program given on the command line (`-c`)? Read as Python/getopt.c reads it.
-fn of_command_line(command: &[String]) -> bool {
-    let mut words = command.iter().skip(1);
-    // A script is no option, nor is a lone `-`: standard input.
-    while let Some(options) = words.next().and_then(|word| word.strip_prefix('-')).filter(|word| !word.is_empty()) {
-        if let Some(long) = options.strip_prefix('-') {
-            match long {
-                "" => return false,
-                "check-hash-based-pycs" => drop(words.next()),
-                _ => {}
-            }
-            continue;
-        }
-        // The first that takes a value ends the word: the value is the rest of it, or the next word.
-        let Some(at) = options.find(['c', 'm', 'W', 'X']) else { continue };
-        match &options[at..] {
-            value if value.starts_with('c') => return true,
-            value if value.starts_with('m') => return false,
-            "W" | "X" => drop(words.next()),
-            _ => {}
-        }
-    }
-    false
 }
 
 /// Makes the report of all images.
@@ -79,6 +52,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &RunPlan, health: &mut Heal
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(folded.unattributed_bytes);
     let net_bytes = sites.iter().map(|(_, counts)| counts.net_bytes()).fold(0, i64::saturating_add);
     let moved = folded.moved_bytes();
+    let command_text = CommandText::of(image);
     let mut functions: Vec<(Option<u32>, Function)> = Vec::new();
     for index in 0..image.functions.len() {
         let key = u32::try_from(index).unwrap_or(u32::MAX);
@@ -89,10 +63,15 @@ fn process(image: &mut Image, totals: &Totals, plan: &RunPlan, health: &mut Heal
         if lines.is_empty() && mark.is_none() {
             continue;
         }
-        let named = is_own_file(&filename) && (filename != STRING || of_command_line(&image.birth.command));
+        let of_command_line = command_text.as_ref().filter(|text| text.has(key, &code));
+        let named = is_own_file(&filename) && (filename != STRING || of_command_line.is_some());
         // The text of files that are not shown would be read for nothing.
         let shown = named || mark.is_some() || plan.options.selection.goes_beyond_own_files();
-        let source = if shown { image.source(&code) } else { None };
+        let source = match of_command_line {
+            Some(text) => Some(text.lines()),
+            None if shown => image.source(&code),
+            None => None,
+        };
         let own_file = named && (source.is_some() || is_file_name(&filename));
         let Some(info) = image.functions.get(index) else { continue };
         functions.push((
@@ -204,23 +183,4 @@ fn add_line_events(line: &mut report::Line, counts: &LineCounts) {
     line.occurrences = Some(line.occurrences.unwrap_or(0) + counts.occurrences);
     line.mem_usage_bytes = Some(counts.resident_bytes);
     line.peak_bytes = Some(line.peak_bytes.unwrap_or(0).max(counts.peak_bytes));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::of_command_line;
-
-    #[test]
-    fn a_command_text_is_told_from_a_script() {
-        let of = |text: &str| of_command_line(&text.split(' ').map(str::to_owned).collect::<Vec<_>>());
-        for text in ["p -c x", "p -cx", "p -Ic x", "p -X dev -c x", "p -Xdev -W ignore -c x", "p -uWignore -bc x"] {
-            assert!(of(text), "{text}");
-        }
-        assert!(of("p --check-hash-based-pycs always -c x"));
-        for text in
-            ["p", "p script -c", "p -m module -c", "p -mc", "p -X c script", "p -Wc script", "p -- -c", "p - -c"]
-        {
-            assert!(!of(text), "{text}");
-        }
-    }
 }

@@ -295,16 +295,21 @@ impl Image {
         text
     }
 
+    /// The function that a code object is of.
+    pub fn function(&self, code: CodeKey) -> Option<u32> {
+        self.codes.get(&code).copied().flatten()
+    }
+
     /// Where a frame stands.
     pub fn resolve(&self, frame: Frame) -> Resolved {
-        let Some(Some(index)) = self.codes.get(&frame.code) else { return Resolved::Unknown };
-        let Some(function) = self.functions.get(*index as usize) else { return Resolved::Unknown };
+        let Some(index) = self.function(frame.code) else { return Resolved::Unknown };
+        let Some(function) = self.functions.get(index as usize) else { return Resolved::Unknown };
         if function.code.filename == OWN_HELP || self.is_help_file(&function.code.filename) {
             return Resolved::Skip;
         }
         match function.code.line_of(frame.position) {
-            Some(line) if line > 0 => Resolved::Line(LinePosition { function: *index, line }),
-            _ => Resolved::Line(LinePosition { function: *index, line: function.code.first_line.max(1) }),
+            Some(line) if line > 0 => Resolved::Line(LinePosition { function: index, line }),
+            _ => Resolved::Line(LinePosition { function: index, line: function.code.first_line.max(1) }),
         }
     }
 

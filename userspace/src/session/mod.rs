@@ -5,6 +5,7 @@
 
 mod assemble;
 mod collector;
+mod command_text;
 mod hold;
 mod image;
 mod modules;
