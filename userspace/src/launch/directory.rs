@@ -11,14 +11,16 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, geteuid, mkdir, unlinkat};
+
+use super::janitor::Janitor;
 
 /// Makes an empty directory of mode 0755 and opens it. Its name has our process number, so that a person can tell whose it is, and
-/// cannot be predicted.
-pub(super) fn create() -> Result<(PathBuf, OwnedFd)> {
+/// cannot be predicted. The janitor who is to remove it is there before it.
+pub(super) fn create(names: &[&CStr]) -> Result<(PathBuf, OwnedFd, Janitor)> {
     let mut reasons = Vec::new();
     for parent in candidates() {
-        match refusal(&parent).map_or_else(|| create_in(&parent), |reason| bail!(reason)) {
+        match refusal(&parent).map_or_else(|| create_in(&parent, names), |reason| bail!(reason)) {
             Ok(created) => return Ok(created),
             Err(error) => reasons.push(format!("{}: {error:#}", parent.display())),
         }
@@ -68,15 +70,25 @@ fn refusal(parent: &Path) -> Option<String> {
     None
 }
 
-fn create_in(parent: &Path) -> Result<(PathBuf, OwnedFd)> {
-    let real = parent.canonicalize()?;
-    let template = format!("rmprof-bpf-{}-XXXXXX", std::process::id());
-    let path = nix::unistd::mkdtemp(&real.join(template)).context("cannot make a directory")?;
+fn create_in(parent: &Path, names: &[&CStr]) -> Result<(PathBuf, OwnedFd, Janitor)> {
+    let path = parent.canonicalize()?.join(format!("rmprof-bpf-{}-{:016x}", std::process::id(), random()?));
+    let janitor = Janitor::start(&path, names)?;
+    mkdir(&path, Mode::S_IRWXU).context("cannot make a directory")?;
     let opened = open_own(&path);
     if opened.is_err() {
         let _ = std::fs::remove_dir(&path); // still empty; the first error is the one to tell
     }
-    Ok((path, opened?))
+    Ok((path, opened?, janitor))
+}
+
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: there is room for what is asked for.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got != 8 {
+        bail!("no random number: {}", std::io::Error::last_os_error());
+    }
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 fn open_own(path: &Path) -> Result<OwnedFd> {

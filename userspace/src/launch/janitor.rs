@@ -26,17 +26,16 @@ pub(super) struct Janitor {
 /// What the janitor needs, made before the fork: after it nothing is allocated.
 struct Orders<'a> {
     reader: RawFd,
-    directory: RawFd,
     path: CString,
     names: &'a [&'a CStr],
 }
 
 impl Janitor {
-    /// Forks the janitor of the opened `directory`, which is at `path` and holds nothing but `names`.
-    pub(super) fn start(directory: &OwnedFd, path: &Path, names: &[&CStr]) -> Result<Self> {
+    /// Forks the janitor of a directory that will be made at `path` and hold nothing but `names`: whenever we are killed, it is there.
+    pub(super) fn start(path: &Path, names: &[&CStr]) -> Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes()).context("a path with a NUL byte")?;
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
-        let orders = Orders { reader: reader.as_raw_fd(), directory: directory.as_raw_fd(), path, names };
+        let orders = Orders { reader: reader.as_raw_fd(), path, names };
         // SAFETY: the child runs `Orders::carry_out` alone, which makes system calls on data that exists already and never
         // returns: it neither allocates nor takes a lock, so threads that were not copied do not matter.
         match unsafe { fork() }.context("cannot fork the process that removes the launch shim")? {
@@ -99,15 +98,17 @@ impl Orders<'_> {
             }
             libc::prctl(libc::PR_SET_NAME, c"rmprof-janitor".as_ptr());
             libc::chdir(c"/".as_ptr());
-            let (low, high) = (self.reader.min(self.directory), self.reader.max(self.directory));
-            close_between(0, low);
-            close_between(low + 1, high);
-            close_between(high + 1, RawFd::MAX);
+            close_between(0, self.reader);
+            close_between(self.reader + 1, RawFd::MAX);
             self.wait_for_both();
-            for name in self.names {
-                libc::unlinkat(self.directory, name.as_ptr(), 0);
+            // Nobody else can make, replace or rename anything at that path (`directory::refusal`).
+            let directory = libc::open(self.path.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW);
+            if directory >= 0 {
+                for name in self.names {
+                    libc::unlinkat(directory, name.as_ptr(), 0);
+                }
+                libc::rmdir(self.path.as_ptr());
             }
-            libc::rmdir(self.path.as_ptr());
             libc::_exit(0)
         }
     }

@@ -100,10 +100,8 @@ impl Shim {
     ///
     /// When no candidate directory will do (the message says why for each), or the files cannot be written.
     pub fn create() -> Result<Self> {
-        let (path, directory) = directory::create()?;
-        let mut shim = Shim { path, directory, janitor: None };
-        let janitor = janitor::Janitor::start(&shim.directory, &shim.path, NAMES)?;
-        shim.janitor = Some(janitor);
+        let (path, directory, janitor) = directory::create(NAMES)?;
+        let shim = Shim { path, directory, janitor: Some(janitor) };
         shim.write_all(FILES)?;
         Ok(shim)
     }

@@ -92,9 +92,9 @@ fn the_directory_stays_while_the_program_lives() {
     let waits = || std::fs::read_to_string(format!("/proc/{janitor}/wchan")).is_ok_and(|at| at.contains("poll"));
     assert!(eventually(waits));
     assert!(path.is_dir());
-    // The directory, its pipe and the program: no terminal, no pipe of anybody else, no link on a probe.
+    // Its pipe and the program: no terminal, no pipe of anybody else, no link on a probe.
     let descriptors = || std::fs::read_dir(format!("/proc/{janitor}/fd")).unwrap().count();
-    assert!(eventually(|| descriptors() == 3), "{} descriptors", descriptors());
+    assert!(eventually(|| descriptors() == 2), "{} descriptors", descriptors());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper.parse().unwrap()), nix::sys::signal::SIGKILL).unwrap();
     assert!(eventually(|| !path.exists()));
 }
