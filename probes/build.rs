@@ -15,12 +15,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=preload");
     println!("cargo::rerun-if-env-changed=CLANG");
     // libbpf-sys (links = "bpf") tells where it put the headers of the libbpf it is.
     let headers = PathBuf::from(env::var("DEP_BPF_INCLUDE")?);
     for name in OBJECTS {
         compile(&root, &headers, name, &out)?;
     }
+    compile_library(&root, &out)?;
     bindgen::Builder::default()
         .header(root.join("bpf/rmprof.h").to_string_lossy())
         .use_core()
@@ -28,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .prepend_enum_name(false)
         .derive_default(false)
         .derive_copy(true)
+        .generate_cstr(true)
         .allowlist_item("(rm|RM)_.*")
         .generate()?
         .write_to_file(out.join("abi.rs"))?;
@@ -58,6 +61,47 @@ fn compile(root: &Path, headers: &Path, name: &str, out: &Path) -> Result<(), Bo
         .map_err(|e| format!("cannot run {clang}: {e}\nhint: install clang 14 or newer (Debian, Ubuntu: apt-get install clang), or set CLANG"))?;
     if !status.success() {
         return Err(format!("{clang} did not compile bpf/{name}.bpf.c").into());
+    }
+    Ok(())
+}
+
+/// Compiles the library that a started program gets, with the kernel side's own headers: freestanding and without debug information
+/// or paths, so that it too is the same from any directory.
+fn compile_library(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    let mut command = Command::new(&clang);
+    command
+        .args(["-std=gnu11", "-O2", "-fPIC", "-shared", "-nostdlib", "-ffreestanding", "-fvisibility=hidden"])
+        .args(["-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-ident", "-ftls-model=initial-exec"])
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"])
+        .args([
+            "-Wl,--build-id=sha1",
+            "-Wl,--hash-style=gnu",
+            "-Wl,-z,relro",
+            "-Wl,-z,now",
+            "-Wl,-z,noexecstack",
+            "-Wl,-s",
+        ]);
+    let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
+    if arch == "x86_64" {
+        command.arg("-fcf-protection=none"); // a site must start with its nop
+    } else {
+        command.args(["-mbranch-protection=none", "-mno-outline-atomics"]);
+    }
+    if !env::var("HOST")?.starts_with(&arch) {
+        command.arg(format!("--target={arch}-unknown-linux-gnu")).arg("-fuse-ld=lld");
+    }
+    let status = command
+        .arg("-I")
+        .arg(root.join("preload"))
+        .arg("-I")
+        .arg(root.join("bpf"))
+        .arg(root.join("preload/tally.c"))
+        .arg("-o")
+        .arg(out.join("tally.so"))
+        .status()?;
+    if !status.success() {
+        return Err(format!("{clang} did not compile preload/tally.c").into());
     }
     Ok(())
 }

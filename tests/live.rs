@@ -30,6 +30,8 @@ mod signals;
 mod start;
 #[path = "live/streams.rs"]
 mod streams;
+#[path = "live/tally.rs"]
+mod tally;
 #[path = "live/unmarked.rs"]
 mod unmarked;
 #[path = "live/with_lines.rs"]

@@ -3,16 +3,6 @@
 #ifndef CHARGE_BPF_H
 #define CHARGE_BPF_H
 
-static __always_inline __u64 thread_pointer(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-#if defined(__TARGET_ARCH_x86)
-	return BPF_CORE_READ(task, thread.fsbase);
-#else
-	return BPF_CORE_READ(task, thread.uw.tp_value);
-#endif
-}
-
 /* The running thread's PyThreadState. Returns a stack status. */
 static __always_inline __u32 find_thread_state(struct rm_process *process, struct thread *thread, __u64 fsbase, __u64 *state)
 {
@@ -77,9 +67,24 @@ static __always_inline struct rm_site *site_of(struct rm_process *process, struc
 	}
 	if (!site->announced && announce_stack(process, thread))
 		site->announced = 1;
+	site->last_event = next_order(process);
 	site->resident_bytes = resident_bytes(process);
-	site->last_event = ++process->sequence;
 	return site;
+}
+
+/* The tally met a stack: whose its site is. Told again now and then, should the announcement not have reached the buffer. */
+__noinline int tally_stack(struct rm_process *process, struct thread *thread, __u64 site)
+{
+	struct rm_tally_key key = { .site = site };
+
+	if (!process || !thread || site >= RM_TALLY_SITES)
+		return 0;
+	key.process = process->id;
+	walk(process, thread);
+	site_of(process, thread);
+	if (bpf_map_update_elem(&tally_stacks, &key, &thread->stack.stack, BPF_ANY))
+		count(RM_COUNT_TALLY_STACKS_FULL);
+	return 0;
 }
 
 /* An active frame by its place. Masked where the verifier sees it, whatever the compiler has worked out before. */
@@ -90,17 +95,47 @@ static __always_inline struct active *active_at(struct thread *thread, __u32 ind
 	return &thread->active[index];
 }
 
-/* The thread took (or gave back) bytes: the highest point of the line that runs in its innermost marked frame may move. */
-static __always_inline void add_net(struct thread *thread, __s64 bytes)
+/* The thread's net, whoever counts it. */
+static __always_inline __s64 net_of(const struct thread *thread)
+{
+	return thread->net + thread->tally_net;
+}
+
+/* The thread's net was `net`: the highest point of the line that runs in its innermost marked frame may move. */
+static __always_inline void raise_top(struct thread *thread, __s64 net)
 {
 	__u32 used = thread->active_count;
 
-	thread->net += bytes;
 	if (used && used <= RM_MAX_ACTIVE) {
 		struct active *top = active_at(thread, used - 1);
-		if (thread->net > top->highest)
-			top->highest = thread->net;
+		if (net > top->highest)
+			top->highest = net;
 	}
+}
+
+/*
+ * Brings up to date what the tally counts of the thread. Its highest point since the line began stands on what the kernel side had
+ * counted then: when it is no higher than at the last look, it may be from before that and says nothing new.
+ */
+static __always_inline void settle(struct rm_process *process, struct thread *thread)
+{
+	struct rm_tally_thread now;
+
+	if (!read_tally_thread(process, &now))
+		return;
+	if (now.highest > thread->tally_highest)
+		raise_top(thread, thread->net + now.highest);
+	thread->tally_highest = now.highest;
+	thread->tally_net = now.net;
+	raise_top(thread, net_of(thread));
+}
+
+/* The thread took (or gave back) bytes that the kernel side counts. */
+static __always_inline void add_net(struct rm_process *process, struct thread *thread, __s64 bytes)
+{
+	settle(process, thread);
+	thread->net += bytes;
+	raise_top(thread, net_of(thread));
 }
 
 /* Charges allocated bytes to the stack of the last walk. */
@@ -148,7 +183,7 @@ static __always_inline void charge_block(struct rm_process *process, struct thre
 		__sync_fetch_and_add(&site->dead_bytes, block->bytes);
 	else
 		owner_lost(process, block->stack, block->bytes);
-	add_net(thread, -(__s64)block->bytes);
+	add_net(process, thread, -(__s64)block->bytes);
 }
 
 /* Records a block of thread->stack's site. An entry already there belonged to a block whose release was missed. */

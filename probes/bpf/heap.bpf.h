@@ -47,7 +47,7 @@ __noinline int record_block(struct rm_process *process, struct thread *thread, _
 		return 0;
 	charge_allocation(process, thread, bytes, 1);
 	remember_block(process, thread, address, bytes);
-	add_net(thread, bytes);
+	add_net(process, thread, bytes);
 	return 0;
 }
 

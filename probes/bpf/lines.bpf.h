@@ -104,8 +104,8 @@ static __always_inline void begin_line(struct rm_process *process, struct thread
 	active->frame = frame;
 	active->code = code;
 	active->line = line;
-	active->start = thread->net;
-	active->highest = thread->net;
+	active->start = net_of(thread);
+	active->highest = active->start;
 	active->clean_up = clean_up;
 	if (clean_up)
 		return;
@@ -138,6 +138,11 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 	    innermost_frame(&process->layout, state, &frame) != RM_STACK_COMPLETE) {
 		count(RM_COUNT_STACK_UNREADABLE);
 		return 0;
+	}
+	if (process->tally) {
+		read_sequence(process); /* what is ours of the resident memory */
+		settle(process, thread);
+		thread->tally_highest = thread->tally_net; /* the library does the same when this probe returns */
 	}
 	place = find_active(thread, frame);
 	if (place) {

@@ -108,7 +108,7 @@ __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u
 	if (loop.pages) {
 		walk(process, thread);
 		charge_release(process, thread, (__u64)loop.pages * RM_PAGE, loop.pages);
-		add_net(thread, -(__s64)loop.pages * RM_PAGE);
+		add_net(process, thread, -(__s64)loop.pages * RM_PAGE);
 	}
 	return loop.ours;
 }
@@ -135,7 +135,7 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	walk(process, thread);
 	charge_allocation(process, thread, RM_PAGE, 1);
 	remember_block(process, thread, address & ~(__u64)(RM_PAGE - 1), RM_PAGE);
-	add_net(thread, RM_PAGE);
+	add_net(process, thread, RM_PAGE);
 	return 0;
 }
 
@@ -163,11 +163,12 @@ static __always_inline bool is_arena_call(struct rm_process *process, __u64 stac
 	return false;
 }
 
-static __always_inline struct thread *mapping_thread(void)
+static __always_inline struct thread *mapping_thread(struct rm_process *process)
 {
 	struct thread *thread = current_thread();
+	struct rm_tally_thread tally;
 
-	if (!thread || thread->depth)
+	if (!thread || thread->depth || (read_tally_thread(process, &tally) && tally.depth))
 		return 0; /* the allocator's own */
 	return thread;
 }
@@ -210,12 +211,14 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	process = current_process();
 	if (!process || !(process->flags & RM_HEAP))
 		return 0;
-	thread = mapping_thread();
+	thread = mapping_thread(process);
 	if (!thread)
 		return 0;
 	thread->map_call = 0;
 	instruction = PT_REGS_IP_CORE(regs);
 	if (instruction >= process->loader_start && instruction < process->loader_end)
+		return 0;
+	if (instruction >= process->library_start && instruction < process->library_end)
 		return 0;
 	thread->map_arguments[0] = PT_REGS_PARM1_CORE_SYSCALL(regs);
 	thread->map_arguments[1] = PT_REGS_PARM2_CORE_SYSCALL(regs);
@@ -257,7 +260,7 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	process = current_process();
 	if (!process || !(process->flags & RM_HEAP))
 		return 0;
-	thread = mapping_thread();
+	thread = mapping_thread(process);
 	if (!thread)
 		return 0;
 	call = thread->map_call;

@@ -65,6 +65,8 @@ struct thread {
 	__u64 slot; /* where the thread's PyThreadState stands in its thread-specific data; 0: not found yet */
 	__u64 slot_of; /* the thread pointer it was found for */
 	__s64 net; /* bytes the thread took less those it released */
+	__s64 tally_net; /* the same of what the tally counts, as last read */
+	__s64 tally_highest; /* struct rm_tally_thread's, as last read */
 	__u32 active_count;
 	__u32 pad;
 	struct active active[RM_MAX_ACTIVE];
@@ -162,6 +164,23 @@ struct {
 	__uint(max_entries, 1 << 23);
 } events SEC(".maps");
 
+/* key: process and site of its tally. value: stack. Written when the preloaded library meets a stack; read by user space; lives as long
+ * as the session. Full: counted; the site's bytes are "stack lost". */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 18);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rm_tally_key);
+	__type(value, __u64);
+} tally_stacks SEC(".maps");
+
+/* Changes of resident memory of processes that have a tally (struct rm_resident_event). Full: counted; Mem usage of lines that are not
+ * marked is then from an earlier moment. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} residents SEC(".maps");
+
 /* index: enum rm_counter. Per CPU, summed by user space. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -203,7 +222,9 @@ static __always_inline struct thread *current_thread(void)
 
 static __always_inline __s64 resident_bytes(struct rm_process *process)
 {
-	return process->resident[0] + process->resident[1] + process->resident[3];
+	__s64 sum = process->resident[0] + process->resident[1] + process->resident[3] - process->own_bytes;
+
+	return sum < 0 ? 0 : sum;
 }
 
 /* User space drains on a clock; it is woken early only when the buffer is a quarter full. */

@@ -39,7 +39,7 @@ __noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
 	else
 		charge_release(process, thread, -change, -change / RM_PAGE);
 	if (own)
-		add_net(thread, change);
+		add_net(process, thread, change);
 	return 0;
 }
 
@@ -69,6 +69,8 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 		return 0;
 	size = member_bytes(mm, member);
 	change = size - (__s64)__sync_lock_test_and_set(&process->resident[member & 3], size);
+	if (own && process->tally)
+		note_resident(process);
 	sum = resident_bytes(process);
 	if (sum > process->resident_peak)
 		process->resident_peak = sum;

@@ -9,6 +9,7 @@
 #include "compat.bpf.h"
 #include "maps.bpf.h"
 #include "python.bpf.h"
+#include "tally.bpf.h"
 #include "emit.bpf.h"
 #include "charge.bpf.h"
 #include "heap.bpf.h"
@@ -63,9 +64,14 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 	struct rm_hello_event *hello;
 	struct thread *thread;
 
-	if (!process || !(process->flags & RM_PYTHON))
+	if (!process)
 		return 0;
 	switch (bpf_get_attach_cookie(ctx)) {
+	case RM_LAUNCH_TALLY:
+		return find_tally(process, PT_REGS_PARM1(ctx));
+	case RM_LAUNCH_STACK:
+		thread = current_thread();
+		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx)) : 0;
 	case RM_LAUNCH_LINE:
 		thread = current_thread();
 		count(RM_COUNT_LINE_EVENTS);

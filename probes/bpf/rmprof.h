@@ -114,6 +114,8 @@ struct rm_process {
 	rm_u64 text_end;
 	rm_u64 loader_start;       /* where the dynamic loader is executable: its mmaps are not the program's */
 	rm_u64 loader_end;
+	rm_u64 library_start;      /* where the preloaded library is executable, whose mappings are not the program's either */
+	rm_u64 library_end;
 	rm_u64 arena_caller;       /* return address of pymalloc's call of mmap, learned at the first arena; 0 before */
 	rm_s64 resident[4];        /* bytes by kind: 0 file, 1 anonymous, 2 swap entries, 3 shared (include/linux/mm_types_task.h) */
 	rm_s64 resident_peak;      /* highest sum of file, anonymous and shared */
@@ -125,8 +127,16 @@ struct rm_process {
 	rm_u32 key;                /* the pthread key plus one, once it is made; 0 before */
 	rm_u32 tcache_trust;       /* predictions that came true in a row; RM_TCACHE_OFF: one did not */
 	rm_u64 tcache_offset;      /* from the thread pointer to where glibc keeps the thread's tcache; 0: not known */
-	rm_u32 pad;
+	rm_u32 order_minor;        /* events drawn since order_major */
 	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data (glibc: struct pthread.specific) */
+	rm_u64 finalizing_address; /* where _PyRuntime has the thread state that ends the interpreter; 0: not known */
+	rm_u64 code_type;          /* address of PyCode_Type, the type of every code object; 0: not known */
+	rm_u64 tally;              /* address of its struct rm_tally in the process; 0: its blocks are counted by probes */
+	rm_s64 tally_thread;       /* from the thread pointer to the thread's struct rm_tally_thread */
+	rm_u64 order_major;        /* rm_tally.sequence at the last event that was not the tally's */
+	rm_s64 own_bytes;          /* resident memory that is the tally's and so ours, as last read */
+	rm_u64 history_sequence;   /* rm_tally.sequence at the last change of resident memory, told when the next one has another */
+	rm_s64 history_bytes;      /* resident memory then, ours left out */
 };
 
 /* A frame as it travels: 16 bytes. */
@@ -152,6 +162,12 @@ struct rm_site_key {
 	rm_u32 pad;
 };
 
+/* Key of the tally_stacks map. */
+struct rm_tally_key {
+	rm_u32 process;
+	rm_u32 site;
+};
+
 /* Value of the sites map: see ledger::SiteCounts for the meaning. */
 struct rm_site {
 	rm_u64 allocated_bytes;
@@ -160,7 +176,7 @@ struct rm_site {
 	rm_u64 releases;
 	rm_u64 dead_bytes;
 	rm_u64 resident_bytes;
-	rm_u64 last_event; /* rm_process.sequence at it */
+	rm_u64 last_event; /* its place among the process's events: rm_process.sequence, or as RM_ORDER_SHIFT says */
 	rm_u32 announced; /* the stack's record reached the ring buffer */
 	rm_u32 status;    /* enum rm_stack_status */
 };
@@ -208,6 +224,8 @@ enum rm_launch_role {
 	RM_LAUNCH_LINE = 1,  /* (code, line, what) */
 	RM_LAUNCH_MARK = 2,  /* (code, order) */
 	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
+	RM_LAUNCH_STACK = 4, /* (site): of the preloaded library, a stack its tally has not met before */
+	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
 };
 
 enum rm_event_kind {
@@ -217,6 +235,7 @@ enum rm_event_kind {
 	RM_EVENT_HELLO = 4,
 	RM_EVENT_MAP = 5,
 	RM_EVENT_PART = 6,
+	RM_EVENT_RESIDENT = 7,
 };
 
 struct rm_event {
@@ -322,6 +341,13 @@ struct rm_map_event {
 	rm_u64 resident_bytes;
 };
 
+/* Resident memory of a process that has a tally: what it was from event `sequence` of the tally on, until the next such record. */
+struct rm_resident_event {
+	struct rm_event event;
+	rm_u64 sequence;
+	rm_u64 bytes; /* file, anonymous and shared, the tally's own left out */
+};
+
 /*
  * Everything that is counted rather than shown. One sentence each in userspace/src/kernel/counters.rs, which the compiler
  * holds complete. RM_COUNT_EVENTS is work done; all others are something missing from the numbers or a sign of it.
@@ -348,7 +374,102 @@ enum rm_counter {
 	RM_COUNT_ARENA_TOO_LARGE,
 	RM_COUNT_PREDICTION_WRONG, /* malloc did not return what its cache foretold: it is asked at every return from now on */
 	RM_COUNT_BLOCK_REPLACED, /* an allocation returned an address believed live: its release was missed */
+	RM_COUNT_RING_FULL_RESIDENT,
+	RM_COUNT_TALLY_STACKS_FULL,
 	RM_COUNTERS,
+};
+
+/*
+ * THE TALLY: what the preloaded library (probes/preload/tally.c) counts of a process inside the process, in memory that it shares
+ * with us and that outlives it. One segment an image: a head, the sites, a table from stacks to sites, a table from blocks to sizes
+ * and sites. Everything is made of pages that are not there until they are written to.
+ */
+enum rm_tally_limits {
+	RM_TALLY_SITES = 1 << 17, /* different stacks of one image */
+	RM_TALLY_SITE_BITS = 18,  /* of a block's value: its site plus one, below its size */
+	RM_TALLY_KEYS = 7,        /* of a bucket */
+	RM_TALLY_LEVELS = 4,      /* of a table; each has 1 << RM_TALLY_LEVEL_SHIFT times the buckets of the one before */
+	RM_TALLY_LEVEL_SHIFT = 3,
+	RM_TALLY_STACK_BUCKETS = 1 << 8,  /* in the first level of the table of stacks */
+	RM_TALLY_BLOCK_BUCKETS = 1 << 10, /* and of that of blocks: room for some four million */
+	RM_TALLY_BUCKET_BYTES = 128,
+	RM_TALLY_SITE_BYTES = 64,
+	RM_TALLY_FIRST_SITES = 1 << 13, /* in the first part */
+	RM_TALLY_HEAD_BYTES = 2 * RM_PAGE,
+
+	/* Where things are in a segment. The first part, up to the third levels, is there from the start, the others when they are needed:
+	 * a program's address space may be limited. */
+	RM_TALLY_SITES_AT = RM_TALLY_HEAD_BYTES,
+	RM_TALLY_STACKS_AT = RM_TALLY_SITES_AT + RM_TALLY_FIRST_SITES * RM_TALLY_SITE_BYTES,
+	RM_TALLY_BLOCKS_AT = RM_TALLY_STACKS_AT + RM_TALLY_STACK_BUCKETS * (1 + 8) * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_MORE_SITES_AT = RM_TALLY_BLOCKS_AT + RM_TALLY_BLOCK_BUCKETS * (1 + 8) * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_STACKS_2_AT = RM_TALLY_MORE_SITES_AT + (RM_TALLY_SITES - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES,
+	RM_TALLY_STACKS_3_AT = RM_TALLY_STACKS_2_AT + RM_TALLY_STACK_BUCKETS * 64 * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_BLOCKS_2_AT = RM_TALLY_STACKS_3_AT + RM_TALLY_STACK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_BLOCKS_3_AT = RM_TALLY_BLOCKS_2_AT + RM_TALLY_BLOCK_BUCKETS * 64 * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_BYTES = RM_TALLY_BLOCKS_3_AT + RM_TALLY_BLOCK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_PAGES = RM_TALLY_BYTES / RM_PAGE,
+
+	RM_TALLY_SEGMENTS = 64, /* of one image: its own, and those of its forks that are alive; a page stands before the first */
+	RM_TALLY_ANNOUNCE = 0x7a4c0f1b, /* the descriptor that the library closes to say that the tally is there: none has such a number */
+	RM_TALLY_MAGIC = 0x7a111e5,
+	/* Events of the tally count in the upper bits, those of the kernel side between two of them in the lower. */
+	RM_ORDER_SHIFT = 16,
+};
+
+/* What a process of the library does at its next event. In a fork's memory we write it from outside. */
+enum rm_tally_order {
+	RM_TALLY_BEGIN = 0,
+	RM_TALLY_GO_ON = 1,
+	RM_TALLY_NOWHERE = 2, /* count nothing */
+	RM_TALLY_MOVE = 3,    /* plus a number: count in that segment */
+};
+
+/* Name of the preloaded library's file, which is how it knows itself in its environment. */
+#define RM_TALLY_FILE "_rmprof_tally.so"
+
+/* One stack's sums: see struct rm_site. Written by the process alone. */
+struct rm_tally_site {
+	rm_u64 allocated_bytes;
+	rm_u64 allocations;
+	rm_u64 released_bytes;
+	rm_u64 releases;
+	rm_u64 dead_bytes;
+	rm_u64 last_event; /* rm_tally.sequence at it */
+	rm_u64 announced;  /* rm_tally.announcements when the kernel side last heard of it */
+	rm_u64 pad;
+};
+
+/* Seven keys and their values; a key of 0 is free. */
+struct rm_tally_bucket {
+	rm_u64 keys[RM_TALLY_KEYS];
+	rm_u64 overflowed; /* it was full once: what is not here may be in the next level */
+	rm_u64 values[RM_TALLY_KEYS];
+	rm_u64 pad;
+};
+
+/* The head of a segment. */
+struct rm_tally {
+	rm_u32 magic;
+	rm_u32 enabled;      /* 1: count. Written by user space */
+	rm_u64 sequence;     /* events counted */
+	rm_u64 touched_bytes; /* of this segment, resident in the process */
+	rm_u32 site_count;   /* sites handed out */
+	rm_u32 careful;      /* walks still to be made with reads that cannot fault */
+	rm_u32 refused;      /* such a walk met something that is no frame: no stack is read any more */
+	rm_u32 announcements; /* user space counts it up when stacks may not have been heard of: sites tell them again */
+	rm_u64 siteless[2];  /* bytes of events without a site, allocated and released */
+	rm_u64 counters[RM_COUNTERS]; /* by enum rm_counter */
+	struct rm_process process;    /* how to find the frames. Written by user space before `enabled` */
+	rm_u64 touched[RM_TALLY_PAGES / 64 + 1]; /* a bit for each page of the segment */
+};
+
+/* What the library keeps of a thread, in its thread-local memory. */
+struct rm_tally_thread {
+	rm_s64 net;     /* bytes the thread took less those it released */
+	rm_s64 highest; /* of `net`, since the last line event */
+	rm_u32 depth;   /* calls of the allocator that have not returned */
+	rm_u32 pad;
 };
 
 #endif

@@ -8,3 +8,6 @@ pub mod abi {
 
 /// The compiled object with all programs and maps (see `bpf/rmprof.bpf.c`).
 pub const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rmprof.bpf.o"));
+
+/// The compiled library that a started program gets (see `preload/tally.c`).
+pub const TALLY_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tally.so"));

@@ -1,4 +1,4 @@
-//! Every way to attach user probes that this kernel has gives the same bytes.
+//! Every way to count gives the same bytes: the process's own tally, and each way to attach user probes that this kernel has.
 
 use crate::common::{Run, any_python, near_blocks, root, script};
 
@@ -27,15 +27,21 @@ main()
 ";
 
 #[test]
-fn root_every_rung_gives_the_same_bytes() {
+fn root_every_way_gives_the_same_bytes() {
     if !root() {
         return;
     }
     for marked in [false, true] {
         let text = if marked { PROGRAM.replace("def take", "@profile\ndef take") } else { PROGRAM.to_owned() };
         let program = script("rungs.py", &text);
-        for rung in ["session", "multi", "single"] {
-            let run = Run::json().words(["--probes", rung]).word(any_python().path).word(&program.path);
+        for (rung, words) in [
+            ("tally", &[][..]),
+            ("best", &["--no-preload"]),
+            ("session", &["--probes", "session"]),
+            ("multi", &["--probes", "multi"]),
+            ("single", &["--probes", "single"]),
+        ] {
+            let run = Run::json().words(words).word(any_python().path).word(&program.path);
             let report = run.run().expect(0).quiet().report();
             let processes = report.processes();
             assert_eq!(processes.len(), 4, "{rung}: {report}");

@@ -2,6 +2,7 @@
 //!
 //! Rooms: [`kernel`] (probes, maps, attach), [`target`] (processes, ELF, /proc), [`python`] (layouts, code objects, lines),
 //! [`ledger`] (events to bytes by line; pure), [`report`] (what a person reads), [`launch`] (what a started program gets from us).
+//! [`tally`] (processes that count themselves).
 //! [`session`] alone sees them all. See ARCHITECTURE.md.
 
 pub mod cli;
@@ -14,4 +15,5 @@ pub mod python;
 pub mod report;
 pub mod rights;
 pub mod session;
+pub mod tally;
 pub mod target;

@@ -15,6 +15,8 @@ pub struct RunPlan {
     pub mode: Mode,
     /// How user probes are attached; `None`: as the kernel does it best.
     pub rung: Option<Rung>,
+    /// Let the program count the allocator's calls itself, where it can. Not where a way of probing was asked for.
+    pub preload: bool,
     /// Where the report goes; `None`: standard output.
     pub output: Option<PathBuf>,
     /// In which format.
@@ -51,6 +53,7 @@ impl RunPlan {
                 ModeArgument::Heap => Mode::Heap,
                 ModeArgument::Pages => Mode::Pages,
             },
+            preload: !typed.no_preload && typed.probes.is_none(),
             rung: typed.probes.map(|probes| match probes {
                 ProbesArgument::Session => Rung::Session,
                 ProbesArgument::Multi => Rung::Multi,

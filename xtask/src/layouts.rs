@@ -96,6 +96,8 @@ const LNOTAB: Fields = &[("code_line_table", "offsetof(PyCodeObject, co_lnotab)"
 const LINE_TABLE: Fields = &[("code_line_table", "offsetof(PyCodeObject, co_linetable)")];
 const KEY_OF_GILSTATE: Fields = &[("runtime_key", "offsetof(_PyRuntimeState, gilstate.autoTSSkey._key)")];
 const KEY_OF_RUNTIME: Fields = &[("runtime_key", "offsetof(_PyRuntimeState, autoTSSkey._key)")];
+const FINALIZING: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, _finalizing)")];
+const FINALIZING_OF_3_8: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, finalizing)")];
 const EVAL_FRAME: Fields = &[("interpreter_eval_frame", "offsetof(PyInterpreterState, eval_frame)")];
 
 const SINCE_3_12: Fields = &[
@@ -119,20 +121,32 @@ const MINORS: &[Minor] = &[
     Minor {
         number: 8,
         headers: &["frameobject.h", "internal/pycore_pystate.h"],
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME],
+        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_OF_3_8],
     },
-    Minor { number: 9, headers: FRAME_OBJECT_HEADERS, fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE] },
-    Minor { number: 10, headers: FRAME_OBJECT_HEADERS, fields: &[COMMON, FRAME_OBJECT, LINE_TABLE, KEY_OF_GILSTATE] },
-    Minor { number: 11, headers: FRAME_HEADERS, fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_GILSTATE] },
+    Minor {
+        number: 9,
+        headers: FRAME_OBJECT_HEADERS,
+        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, FINALIZING],
+    },
+    Minor {
+        number: 10,
+        headers: FRAME_OBJECT_HEADERS,
+        fields: &[COMMON, FRAME_OBJECT, LINE_TABLE, KEY_OF_GILSTATE, FINALIZING],
+    },
+    Minor {
+        number: 11,
+        headers: FRAME_HEADERS,
+        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_GILSTATE, FINALIZING],
+    },
     Minor {
         number: 12,
         headers: SINCE_3_12_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_RUNTIME, SINCE_3_12],
+        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12],
     },
     Minor {
         number: 13,
         headers: SINCE_3_12_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, FRAME_OF_3_13, KEY_OF_RUNTIME, SINCE_3_12],
+        fields: &[COMMON, FRAME_LINKS, FRAME_OF_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12],
     },
 ];
 

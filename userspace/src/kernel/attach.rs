@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramHandle};
@@ -56,7 +56,7 @@ impl Links {
     }
 }
 
-/// A link on user probes, which the keeper made and will close.
+/// A link on user probes, which the keeper made and will close, or a file that it remembers.
 #[derive(Debug)]
 struct Link {
     descriptor: RawFd,
@@ -126,6 +126,16 @@ impl Attacher {
         }
     }
 
+    /// As long as the result is kept: should we be killed, four bytes of zero are written to `file` at `offset`.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn silence(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<Links> {
+        let mut order = Order { file: file.try_clone_to_owned()?.into_raw_fd(), ..Order::new(Task::Silence) };
+        order.offsets[0] = offset;
+        Ok(Links(vec![Link::made(&self.keeper, &order)?]))
+    }
+
     /// Begins to watch a process image, or replaces what is known of it. Only while the process is held.
     ///
     /// # Errors
@@ -163,6 +173,12 @@ impl Attacher {
         }
         Ok(())
     }
+}
+
+/// Resident memory of a process, without what is ours: `resident_bytes` of probes/bpf/maps.bpf.h.
+pub fn resident_bytes(process: &abi::rm_process) -> i64 {
+    let [file, anonymous, _, shared] = process.resident;
+    file.saturating_add(anonymous).saturating_add(shared).saturating_sub(process.own_bytes).max(0)
 }
 
 /// A struct of the ABI as the bytes the kernel sees.

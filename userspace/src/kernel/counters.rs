@@ -97,6 +97,18 @@ pub const COUNTERS: &[Counter] = &[
         "malloc did not return what its cache foretold; its returns are all seen from then on",
     ),
     row(abi::RM_COUNT_BLOCK_REPLACED, "block_replaced", true, "an address given out twice: a release was missed"),
+    row(
+        abi::RM_COUNT_RING_FULL_RESIDENT,
+        "ring_full_resident",
+        false,
+        "a change of resident memory is not known: Mem usage of lines that are not marked may be from an earlier moment",
+    ),
+    row(
+        abi::RM_COUNT_TALLY_STACKS_FULL,
+        "tally_stacks_full",
+        true,
+        "too many different stacks: those of one are not known to be its",
+    ),
 ];
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Getting out what the kernel side gathered: records as they come, sums when asked.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -29,41 +29,46 @@ pub struct Totals {
     pub counters: Vec<u64>,
     /// Bytes allocated and released by events that found no room for their site.
     pub siteless: (u64, u64),
+    /// By process and site of its tally: the stack.
+    pub tally_stacks: HashMap<(ProcessId, u32), StackId>,
+}
+
+/// The maps that are drained.
+pub(super) struct Maps {
+    pub events: MapHandle,
+    pub residents: MapHandle,
+    pub sites: MapHandle,
+    pub lines: MapHandle,
+    pub marks: MapHandle,
+    pub counters: MapHandle,
+    pub siteless: MapHandle,
+    pub tally_stacks: MapHandle,
 }
 
 /// The records and sums. Belongs to one thread.
 pub struct Drain {
     ring: RingBuffer<'static>,
     records: Rc<RefCell<VecDeque<Event>>>,
-    sites: MapHandle,
-    lines: MapHandle,
-    marks: MapHandle,
-    counters: MapHandle,
-    siteless: MapHandle,
+    maps: Maps,
 }
 
 impl Drain {
-    pub(super) fn new(
-        events: MapHandle,
-        sites: MapHandle,
-        lines: MapHandle,
-        marks: MapHandle,
-        counters: MapHandle,
-        siteless: MapHandle,
-    ) -> Result<Self, LoadError> {
+    pub(super) fn new(maps: Maps) -> Result<Self, LoadError> {
         let records = Rc::new(RefCell::new(VecDeque::new()));
-        let sink = Rc::clone(&records);
         let mut builder = RingBufferBuilder::new();
-        builder
-            .add(&events, move |record: &[u8]| {
-                if let (Some(event), Ok(mut sink)) = (event::parse(record), sink.try_borrow_mut()) {
-                    sink.push_back(event);
-                }
-                0
-            })
-            .map_err(|_| LoadError::Missing("its ring buffer"))?;
-        let ring = builder.build().map_err(|_| LoadError::Missing("its ring buffer"))?;
-        Ok(Self { ring, records, sites, lines, marks, counters, siteless })
+        for map in [&maps.events, &maps.residents] {
+            let sink = Rc::clone(&records);
+            builder
+                .add(map, move |record: &[u8]| {
+                    if let (Some(event), Ok(mut sink)) = (event::parse(record), sink.try_borrow_mut()) {
+                        sink.push_back(event);
+                    }
+                    0
+                })
+                .map_err(|_| LoadError::Missing("its ring buffers"))?;
+        }
+        let ring = builder.build().map_err(|_| LoadError::Missing("its ring buffers"))?;
+        Ok(Self { ring, records, maps })
     }
 
     /// The descriptor that becomes readable when the buffer fills up. Below that, drain on a clock.
@@ -84,15 +89,25 @@ impl Drain {
         Ok(self.records.borrow_mut().drain(..).collect())
     }
 
+    /// How many announcements of stacks and code objects found the buffer full.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn unheard(&self) -> io::Result<u64> {
+        let counters = self.sum(&self.maps.counters, COUNTERS.len())?;
+        let lost = [abi::RM_COUNT_RING_FULL_STACK, abi::RM_COUNT_RING_FULL_CODE];
+        Ok(lost.iter().filter_map(|index| counters.get(*index as usize)).sum())
+    }
+
     /// The sums as they stand.
     ///
     /// # Errors
     /// When a map cannot be read.
     pub fn totals(&self) -> io::Result<Totals> {
-        let mut totals = Totals { counters: self.sum(&self.counters, COUNTERS.len())?, ..Totals::default() };
-        let siteless = self.sum(&self.siteless, 2)?;
+        let mut totals = Totals { counters: self.sum(&self.maps.counters, COUNTERS.len())?, ..Totals::default() };
+        let siteless = self.sum(&self.maps.siteless, 2)?;
         totals.siteless = (siteless[0], siteless[1]);
-        for (key, value) in batch::entries(&self.sites)? {
+        for (key, value) in batch::entries(&self.maps.sites)? {
             if let (Some(key), Some(site)) = (from_bytes::<abi::rm_site_key>(&key), from_bytes::<abi::rm_site>(&value))
             {
                 let counts = SiteCounts {
@@ -112,7 +127,7 @@ impl Drain {
                 ));
             }
         }
-        for (key, value) in batch::entries(&self.lines)? {
+        for (key, value) in batch::entries(&self.maps.lines)? {
             if let (Some(key), Some(line)) = (from_bytes::<abi::rm_line_key>(&key), from_bytes::<abi::rm_line>(&value))
             {
                 let counts = LineCounts {
@@ -123,10 +138,15 @@ impl Drain {
                 totals.lines.push((ProcessId(key.process), key.code, key.line, counts));
             }
         }
-        for (key, value) in batch::entries(&self.marks)? {
+        for (key, value) in batch::entries(&self.maps.marks)? {
             if let (Some(key), Some(mark)) = (from_bytes::<abi::rm_mark_key>(&key), from_bytes::<abi::rm_mark>(&value))
             {
                 totals.entries.push((ProcessId(key.process), key.code, mark.entry_resident_bytes));
+            }
+        }
+        for (key, value) in batch::entries(&self.maps.tally_stacks)? {
+            if let (Some(key), Some(stack)) = (from_bytes::<abi::rm_tally_key>(&key), from_bytes::<u64>(&value)) {
+                totals.tally_stacks.insert((ProcessId(key.process), key.site), StackId(stack));
             }
         }
         Ok(totals)

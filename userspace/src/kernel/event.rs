@@ -109,6 +109,15 @@ pub enum Event {
         /// In which process.
         process: ProcessId,
     },
+    /// What was resident from an event of the process's tally on.
+    Resident {
+        /// In which process.
+        process: ProcessId,
+        /// The number of that event.
+        sequence: u64,
+        /// Bytes, the tally's own left out.
+        bytes: u64,
+    },
     /// A mapping call of the program's own.
     Map {
         /// In which process.
@@ -129,6 +138,7 @@ impl Event {
             | Self::Part { process, .. }
             | Self::Mark { process, .. }
             | Self::Hello { process }
+            | Self::Resident { process, .. }
             | Self::Map { process, .. } => *process,
         }
     }
@@ -141,7 +151,7 @@ pub(super) fn stack_status(status: u32) -> StackStatus {
         abi::RM_STACK_TRUNCATED => StackStatus::Truncated,
         abi::RM_STACK_NO_THREAD => StackStatus::NoPythonFrame,
         abi::RM_STACK_START_UP => StackStatus::StartUp,
-        abi::RM_STACK_FOREIGN => StackStatus::ReadFailed,
+        abi::RM_STACK_FOREIGN => StackStatus::Foreign,
         _ => StackStatus::ReadFailed,
     }
 }
@@ -160,6 +170,10 @@ pub fn parse(record: &[u8]) -> Option<Event> {
         }
         abi::RM_EVENT_PART => parse_part(process, record),
         abi::RM_EVENT_HELLO => Some(Event::Hello { process }),
+        abi::RM_EVENT_RESIDENT => {
+            let resident: abi::rm_resident_event = from_bytes(record)?;
+            Some(Event::Resident { process, sequence: resident.sequence, bytes: resident.bytes })
+        }
         abi::RM_EVENT_MAP => {
             let map: abi::rm_map_event = from_bytes(record)?;
             let change = match map.change {

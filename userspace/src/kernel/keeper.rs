@@ -18,6 +18,9 @@ use nix::unistd::Pid;
 /// The most probes of one order.
 pub(super) const MOST_PROBES: usize = 64;
 
+/// The most files that are remembered.
+const MOST_REMEMBERED: usize = 1024;
+
 /// What the keeper is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -26,7 +29,10 @@ pub(super) enum Task {
     Multi,
     /// A perf event of `kind` (the PMU's number) on the first probe, and a link on that.
     Single,
-    /// Close `link`, and do not wait until the kernel is done with it.
+    /// Remember `file`: should we be killed, four bytes of zero are to be written to it at the first offset. Answers with the
+    /// descriptor.
+    Silence,
+    /// Close `link`, and do not wait until the kernel is done with it. Forgets it, if it was remembered.
     Release,
     /// Wait until everything released is closed, and end.
     End,
@@ -74,6 +80,8 @@ impl Order {
             Task::Single => self.single(),
             // SAFETY: the sender has given the descriptor up.
             Task::Release => unsafe { libc::close(self.link) },
+            // Without a keeper nobody is left to do it.
+            Task::Silence => self.file,
             Task::End => 0,
         }
     }
@@ -229,6 +237,7 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
         libc::prctl(libc::PR_SET_NAME, c"rmprof-keeper".as_ptr());
         libc::chdir(c"/".as_ptr());
     }
+    let mut remembered: [Option<(RawFd, i64)>; MOST_REMEMBERED] = [None; MOST_REMEMBERED];
     // A pidfd is readable when its process has ended, all its threads.
     while wait_for(socket, parent) {
         let mut order = MaybeUninit::<Order>::uninit();
@@ -239,7 +248,19 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
             }
             order.assume_init_ref()
         };
+        if order.task == Task::Release {
+            for place in remembered.iter_mut().filter(|place| place.is_some_and(|(file, _)| file == order.link)) {
+                *place = None;
+            }
+        }
         let answer: i32 = match order.task {
+            // Where there is no room for more, that one goes on counting for nobody.
+            Task::Silence => {
+                if let Some(place) = remembered.iter_mut().find(|place| place.is_none()) {
+                    *place = Some((order.file, order.offsets[0].cast_signed()));
+                }
+                order.file
+            }
             // The kernel waits for grace periods, which run side by side for links closed side by side.
             // SAFETY: the child makes two system calls.
             Task::Release => match unsafe { fork_with_our_descriptors(libc::SIGCHLD) } {
@@ -266,6 +287,11 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
             // SAFETY: ends this process; the table of descriptors is its parent's.
             unsafe { libc::_exit(0) }
         }
+    }
+    for (file, offset) in remembered.into_iter().flatten() {
+        const ZERO: [u8; 4] = [0; 4];
+        // SAFETY: four bytes from a constant, to a descriptor that is open until it is forgotten.
+        unsafe { libc::pwrite(file, ZERO.as_ptr().cast(), ZERO.len(), offset) };
     }
     // We are the last who have the table. SAFETY: system calls on integers.
     unsafe {

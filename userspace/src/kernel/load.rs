@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use libbpf_rs::{MapCore, MapHandle, MapImpl, Object, ObjectBuilder, PrintLevel, ProgramHandle};
 
 use super::attach::{self, Attacher, HeapPrograms, Rung};
-use super::drain::Drain;
+use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
 
 /// What is counted.
@@ -229,14 +229,16 @@ fn assemble(
         memories: map(&object, "memories")?,
         arenas: map(&object, "arenas")?,
     };
-    let drain = Drain::new(
-        map(&object, "events")?,
-        map(&object, "sites")?,
-        map(&object, "lines")?,
-        map(&object, "marks")?,
-        map(&object, "counters")?,
-        map(&object, "siteless")?,
-    )?;
+    let drain = Drain::new(Maps {
+        events: map(&object, "events")?,
+        residents: map(&object, "residents")?,
+        sites: map(&object, "sites")?,
+        lines: map(&object, "lines")?,
+        marks: map(&object, "marks")?,
+        counters: map(&object, "counters")?,
+        siteless: map(&object, "siteless")?,
+        tally_stacks: map(&object, "tally_stacks")?,
+    })?;
     let measured = object
         .progs_mut()
         .find(|program| program.name() == "measure_cpus")

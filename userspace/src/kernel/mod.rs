@@ -10,6 +10,6 @@ pub mod features;
 mod keeper;
 mod load;
 
-pub use attach::{Attacher, Links, ProbePoint, Rung};
+pub use attach::{Attacher, Links, ProbePoint, Rung, resident_bytes};
 pub use drain::{Drain, Totals};
 pub use load::{Kernel, LoadError, Mode};

@@ -66,6 +66,8 @@ extern WEAK PyObject *PyFrame_GetCode(PyObject *);                              
 extern WEAK void *_PyThreadState_UncheckedGet(void);                            /* to 3.12 */
 extern WEAK frame_eval_3_9 _PyInterpreterState_GetEvalFrameFunc(void *);        /* 3.9+ */
 extern WEAK void _PyInterpreterState_SetEvalFrameFunc(void *, frame_eval_3_9);  /* 3.9+ */
+/* Of the preloaded library (probes/preload/tally.c), where that is. */
+extern WEAK void rmprof_tally_line(void);
 
 /* ---- the sites ------------------------------------------------------------------------------------------------- */
 
@@ -90,7 +92,12 @@ SITE void rmprof_site_hello(UNUSED long hexversion, UNUSED long pid) { __asm__(S
 #ifdef RMPROF_TEST
 #include "check/recorder.h"
 #else
-#define site_line rmprof_site_line
+static inline void site_line(void *code, long line, long what)
+{
+	rmprof_site_line(code, line, what);
+	if (rmprof_tally_line) /* what the line that ended reached has been read */
+		rmprof_tally_line();
+}
 #endif
 
 static PyObject *none(void)

@@ -2,13 +2,14 @@
 //!
 //! # How it works
 //!
-//! [`Shim::create`] makes a directory of four files, and [`Shim::pythonpath`] puts it first in the program's `PYTHONPATH`:
+//! [`Shim::create`] makes a directory of five files, and [`Shim::pythonpath`] puts it first in the program's `PYTHONPATH`:
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
 //! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.8 to 3.13 |
 //! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
+//! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
 //! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
 //!
 //! `profile(f)` returns `f` itself and wraps nothing: it marks `f.__code__`. From then on the interpreter tells the
@@ -65,6 +66,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod};
+use rmprof_probes::abi;
 
 pub use sites::{SITES, Site, SitePlace, site_places};
 
@@ -77,10 +79,17 @@ const FILES: &[(&CStr, &[u8])] = &[
     (c"sitecustomize.py", include_bytes!("sitecustomize.py")),
     (c"rmprof-marks.py", include_bytes!("marks.py")),
     (EXTENSION_NAME, EXTENSION),
+    (abi::RM_TALLY_FILE, rmprof_probes::TALLY_LIBRARY),
     (c"__pycache__", b""),
 ];
-const NAMES: &[&CStr] =
-    &[c"sitecustomize.py", c"rmprof-marks.py", EXTENSION_NAME, c"__pycache__", c"sitecustomize.pyc"];
+const NAMES: &[&CStr] = &[
+    c"sitecustomize.py",
+    c"rmprof-marks.py",
+    EXTENSION_NAME,
+    abi::RM_TALLY_FILE,
+    c"__pycache__",
+    c"sitecustomize.pyc",
+];
 
 /// The shim directory of one run. Dropping it removes the directory.
 #[derive(Debug)]
@@ -143,6 +152,11 @@ impl Shim {
     /// The extension's file, which probes on the [`SITES`] are attached to.
     pub fn extension_path(&self) -> PathBuf {
         self.path.join("_rmprof_launch.so")
+    }
+
+    /// The preloaded library's file (`tally/`), which has no place in the environment: an image is given it at its exec.
+    pub fn library_path(&self) -> PathBuf {
+        self.path.join(crate::tally::FILE)
     }
 
     /// The program's `PYTHONPATH`: the shim, then what the user had. An empty one is like none, as for Python.

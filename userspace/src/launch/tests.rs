@@ -147,7 +147,8 @@ fn the_extension_needs_nothing_but_python() {
     let elf = object::File::parse(EXTENSION).unwrap();
     for symbol in elf.dynamic_symbols().filter(|symbol| symbol.is_undefined()) {
         let name = symbol.name().unwrap();
-        assert!(name.is_empty() || name.starts_with("Py") || name.starts_with("_Py"), "{name}");
+        let of_ours = name == "rmprof_tally_line" && symbol.is_weak();
+        assert!(name.is_empty() || name.starts_with("Py") || name.starts_with("_Py") || of_ours, "{name}");
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Interpreter {
     pub hexversion: u32,
     /// Address of `_PyRuntime` in the process.
     pub runtime_address: u64,
+    /// Address of `PyCode_Type` in the process, where the file says.
+    pub code_type: Option<u64>,
     /// Where things stand in its memory.
     pub layout: &'static Layout,
     /// The file it is in.
@@ -49,6 +51,11 @@ impl Interpreter {
     /// Where the process keeps the number of the pthread key of its thread states (u32); the i32 before tells whether it is made.
     pub fn key_address(&self) -> u64 {
         self.runtime_address.wrapping_add(self.layout.runtime_key.into())
+    }
+
+    /// Where the process keeps the thread state that ends its interpreter; NULL until then.
+    pub fn finalizing_address(&self) -> u64 {
+        self.runtime_address.wrapping_add(self.layout.runtime_finalizing.into())
     }
 }
 
@@ -163,6 +170,7 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
         version,
         hexversion: release.hexversion,
         runtime_address: runtime.wrapping_add(module.load_bias),
+        code_type: module.file.symbol("PyCode_Type").map(|(address, _)| address.wrapping_add(module.load_bias)),
         layout,
         module_path: module.path.to_path_buf(),
         text_range: text_range(module),

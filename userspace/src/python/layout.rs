@@ -127,6 +127,8 @@ pub struct Layout {
     pub native_thread_id: u32,
     /// `_PyRuntime` to the number of the pthread key of the thread state; the i32 before it tells whether the key is made.
     pub runtime_key: u32,
+    /// `_PyRuntime` to the thread state that ends the interpreter (`_finalizing`), NULL until then.
+    pub runtime_finalizing: u32,
     /// `PyInterpreterState.eval_frame`, where there is no function to set it (3.8).
     pub interpreter_eval_frame: u32,
     /// How the clean-up of a `with` block is told, where it has line events of its own (3.9 and later).
@@ -194,6 +196,7 @@ impl Layout {
             ("interpreter_threads_head", self.interpreter_threads_head),
             ("thread_next", self.thread_next),
             ("runtime_key", self.runtime_key),
+            ("runtime_finalizing", self.runtime_finalizing),
         ];
         if let Some((name, offset)) = offsets.into_iter().find(|(_, offset)| *offset > LONGEST) {
             return Err(format!("{name} is {offset}, which is beyond any struct"));

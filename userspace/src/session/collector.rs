@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::image::{Birth, Death, Image};
+use super::tallied::Tally;
+use crate::kernel::Totals;
 use crate::kernel::event::Event;
 use crate::ledger::ProcessId;
 
@@ -24,6 +26,8 @@ pub struct Collector {
     pub images: BTreeMap<ProcessId, Image>,
     /// Records of images whose births have not been heard yet.
     early: Vec<Event>,
+    /// How many announcements were lost so far.
+    unheard: u64,
 }
 
 impl Collector {
@@ -43,9 +47,40 @@ impl Collector {
             Message::Died(id, death) => {
                 if let Some(image) = self.images.get_mut(&id) {
                     image.death = Some(death);
+                    if let Some(tally) = &mut image.tally {
+                        tally.finish(death.last_change);
+                    }
                 }
             }
             Message::Note(text) => super::say(&text),
+        }
+    }
+
+    /// To be called before records are taken, now and then, and [`end_look`](Self::end_look) after: what was resident at the last
+    /// events of the processes that count themselves is looked up while it is still known.
+    pub fn begin_look(&mut self) {
+        self.tallies().for_each(Tally::begin_look);
+    }
+
+    /// See [`begin_look`](Self::begin_look). `unheard` counts the announcements of stacks that were lost.
+    pub fn end_look(&mut self, unheard: u64) {
+        self.tallies().for_each(Tally::end_look);
+        if unheard != std::mem::replace(&mut self.unheard, unheard) {
+            self.tallies().for_each(|tally| tally.ask_again());
+        }
+    }
+
+    fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
+        self.images.values_mut().filter_map(|image| image.tally.as_mut())
+    }
+
+    /// Adds to the kernel side's sums what the processes counted themselves.
+    pub fn add_tallies(&mut self, totals: &mut Totals) {
+        for image in self.images.values_mut() {
+            if let Some(tally) = &mut image.tally {
+                tally.finish(None);
+                tally.add_to(image.birth.id, totals);
+            }
         }
     }
 
@@ -84,6 +119,11 @@ impl Collector {
                 Event::Hello { process } => {
                     if let Some(image) = self.images.get_mut(&process) {
                         image.hello = true;
+                    }
+                }
+                Event::Resident { process, sequence, bytes } => {
+                    if let Some(tally) = self.images.get_mut(&process).and_then(|image| image.tally.as_mut()) {
+                        tally.changed(sequence, bytes);
                     }
                 }
                 Event::Map { process, stack, change } => {

@@ -20,11 +20,13 @@ use crate::ledger::ProcessId;
 use crate::python::discover::Interpreter;
 use crate::python::layout::{CleanUpCodes, Layout};
 use crate::python::{verify, with_cleanup};
+use crate::tally::{self, Segment, Segments};
 use crate::target::ProcessMemory;
 use crate::target::credentials::Credentials;
+use crate::target::preload;
 use crate::target::source::Root;
 use crate::target::status;
-use crate::target::supervise::{AfterExec, Watcher, exit_code};
+use crate::target::supervise::{AfterExec, Announcement, Watcher, exit_code};
 
 /// `struct pthread.specific` in glibc (nptl/descr.h), the same from 2.27 to 2.43 on x86-64.
 const GLIBC_SPECIFIC: u32 = 0x510;
@@ -35,6 +37,15 @@ struct Held {
     links: Links,
     interpreter: Interpreter,
     layout: Layout,
+    /// Where it counts its blocks itself.
+    tally: Option<Arc<Segment>>,
+}
+
+/// The library that lets a process count its blocks itself.
+struct Library {
+    path: PathBuf,
+    file: File,
+    sites: Vec<ProbePoint>,
 }
 
 /// The watcher of a run.
@@ -44,6 +55,7 @@ pub struct Hold {
     messages: UnboundedSender<Message>,
     launch: Option<(File, Vec<ProbePoint>)>,
     help: Option<PathBuf>,
+    library: Option<Library>,
     watched: HashMap<Pid, Held>,
     modules: Modules,
     /// Where the launch help is told of the program's process, once.
@@ -59,12 +71,21 @@ impl Hold {
         mode: Mode,
         messages: UnboundedSender<Message>,
         shim: Option<&Shim>,
+        preload: bool,
         credentials: Option<Arc<Credentials>>,
     ) -> Self {
         let launch = shim.and_then(|shim| match launch_points(shim) {
             Ok(launch) => Some(launch),
             Err(error) => {
                 super::say(&format!("marks are not available: {error:#}"));
+                None
+            }
+        });
+        let wanted = shim.filter(|_| preload && mode == Mode::Heap);
+        let library = wanted.and_then(|shim| match library_of(shim) {
+            Ok(library) => Some(library),
+            Err(error) => {
+                super::say(&format!("every call of the allocator is trapped, which is slow: {error:#}"));
                 None
             }
         });
@@ -76,6 +97,7 @@ impl Hold {
             messages,
             launch,
             help,
+            library,
             notice,
             credentials,
             watched: HashMap::new(),
@@ -95,11 +117,21 @@ impl Hold {
     }
 
     /// Attaches everything the mode asks for to one process.
-    fn attach(&self, pid: Pid, libraries: &[Arc<modules::Allocator>]) -> Links {
+    fn attach(&self, pid: Pid, libraries: &[Arc<modules::Allocator>], tally: Option<&Segment>) -> Links {
         let number = pid.as_raw().unsigned_abs();
         let mut links = Links::default();
-        if self.mode == Mode::Heap {
-            for library in libraries {
+        if let (Some(tally), Some(library)) = (tally, &self.library) {
+            match self.attacher.attach_launch(number, &library.file, &library.sites) {
+                Ok(more) => links.extend(more),
+                Err(error) => self.note(format!("process {pid}: its stacks are not known: {error}")),
+            }
+            let (file, offset) = tally.switch();
+            match self.attacher.silence(file, offset) {
+                Ok(more) => links.extend(more),
+                Err(error) => self.note(format!("process {pid}: should we be killed, it goes on counting: {error}")),
+            }
+        } else if self.mode == Mode::Heap {
+            for library in libraries.iter().filter(|library| library.name != tally::FILE) {
                 match self.attacher.attach_heap(number, &library.file, &library.points) {
                     Ok(more) => links.extend(more),
                     Err(error) => self.note(format!("process {pid}: {} is not measured: {error}", library.name)),
@@ -131,6 +163,7 @@ impl Hold {
             attacher: Arc::clone(&self.attacher),
             credentials: self.credentials.clone(),
             help: self.help.clone(),
+            tally: held.tally.clone(),
             root: Root::of(pid).ok(),
             rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
         };
@@ -144,13 +177,17 @@ impl Hold {
     /// Ends an image.
     fn end(&mut self, pid: Pid, exit: Option<i32>) {
         let Some(held) = self.watched.remove(&pid) else { return };
+        if let Some(tally) = &held.tally {
+            tally.end();
+        }
         let last = self.attacher.forget(pid.as_raw().unsigned_abs());
         let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
         let death = Death {
             ended: SystemTime::now(),
             status: exit,
-            rss_bytes: last.map_or(0, |last| bytes(last.resident[0] + last.resident[1] + last.resident[3])),
+            rss_bytes: last.map_or(0, |last| bytes(crate::kernel::resident_bytes(&last))),
             peak_bytes: last.map_or(0, |last| bytes(last.resident_peak)),
+            last_change: last.map(|last| (last.history_sequence, bytes(last.history_bytes))),
         };
         let _ = self.messages.send(Message::Died(held.id, death));
         drop(held.links);
@@ -173,6 +210,28 @@ impl Hold {
                 interpreter.layout.clone()
             }
         }
+    }
+
+    /// What the preloaded library of an image offers to count in.
+    fn tally(&self, pid: Pid, said: Announcement) -> Option<Arc<Segment>> {
+        match Segments::of(pid, said) {
+            Ok(segments) => segments.take().map(Arc::new),
+            Err(error) => {
+                self.note(format!("process {pid}: every call of its allocator is trapped, which is slow: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A segment of a fork's own. Where there is none left its calls are trapped.
+    fn tally_of_fork(&self, child: Pid, parent: Option<&Segment>) -> Option<Arc<Segment>> {
+        let segments = parent?.siblings();
+        let own = segments.take().map(Arc::new);
+        if let Err(error) = segments.direct(child, own.as_deref()) {
+            self.note(format!("process {child}: its blocks are counted as its parent's: {error}"));
+            return None;
+        }
+        own
     }
 
     fn new_process(&mut self, pid: Pid) -> abi::rm_process {
@@ -200,25 +259,38 @@ impl Watcher for Hold {
         let Some(held) = self.watched.get(&parent) else { return };
         let (interpreter, layout, parent_id) = (held.interpreter.clone(), held.layout.clone(), held.id);
         let Some(mut process) = self.attacher.watched(parent.as_raw().unsigned_abs()) else { return };
+        let tally = self.tally_of_fork(child, held.tally.as_deref());
         let from = process.id;
         process.id = self.next_id().0;
         process.memory = 0;
+        // The library tells where it is, at its first event.
+        (process.tally, process.own_bytes) = (0, 0);
+        (process.order_major, process.order_minor) = (0, 0);
         seed_resident(&mut process, child);
         if let Err(error) = self.attacher.inherit_arenas(from, process.id) {
             self.note(format!("process {child}: arena memory of its parent is not known: {error}"));
         }
         let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
-        let links = self.attach(child, &libraries);
-        let held = Held { id: ProcessId(process.id), links, interpreter, layout };
+        let links = self.attach(child, &libraries, tally.as_deref());
+        if let Some(tally) = &tally {
+            tally.begin(&process, self.watched.get(&parent).and_then(|parent| parent.tally.as_deref()));
+        }
+        let held = Held { id: ProcessId(process.id), links, interpreter, layout, tally };
         self.begin(child, process, held, Some(parent_id));
     }
 
     fn executed(&mut self, pid: Pid) -> AfterExec {
         self.end(pid, None);
-        if self.modules.may_be_python(pid) { AfterExec::HoldWhenLoaded } else { AfterExec::Continue }
+        if !self.modules.may_be_python(pid) {
+            return AfterExec::Continue;
+        }
+        match &self.library {
+            Some(library) if preload::give(pid, &library.path) => AfterExec::HoldWhenAnnounced(tally::ANNOUNCER),
+            _ => AfterExec::HoldWhenLoaded,
+        }
     }
 
-    fn loaded(&mut self, pid: Pid) {
+    fn loaded(&mut self, pid: Pid, said: Option<Announcement>) {
         let mapped = match self.modules.of(pid) {
             Ok(mapped) => mapped,
             Err(error) => {
@@ -236,7 +308,8 @@ impl Watcher for Hold {
                 return;
             }
         };
-        let (allocators, loader_range, tcache_offset) = (mapped.allocators, mapped.loader_range, mapped.tcache_offset);
+        let (allocators, tcache_offset) = (mapped.allocators, mapped.tcache_offset);
+        let (loader_range, library_range) = (mapped.loader_range, mapped.library_range);
         let mut process = self.new_process(pid);
         process.flags |= abi::RM_PYTHON;
         let layout = self.live_layout(pid, &interpreter);
@@ -244,10 +317,21 @@ impl Watcher for Hold {
         process.key_address = interpreter.key_address();
         (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
         (process.loader_start, process.loader_end) = loader_range;
+        (process.library_start, process.library_end) = library_range;
         process.specific_offset = GLIBC_SPECIFIC;
         process.tcache_offset = tcache_offset;
-        let links = self.attach(pid, &allocators);
-        let held = Held { id: ProcessId(process.id), links, interpreter, layout };
+        process.finalizing_address = interpreter.finalizing_address();
+        process.code_type = interpreter.code_type.unwrap_or(0);
+        let tally = said.filter(|_| only_libc(&allocators)).and_then(|said| self.tally(pid, said));
+        if let Some(tally) = &tally {
+            let segments = tally.siblings();
+            (process.tally, process.tally_thread) = (segments.address(), segments.thread_offset());
+        }
+        let links = self.attach(pid, &allocators, tally.as_deref());
+        if let Some(tally) = &tally {
+            tally.begin(&process, None);
+        }
+        let held = Held { id: ProcessId(process.id), links, interpreter, layout, tally };
         self.begin(pid, process, held, None);
     }
 
@@ -271,6 +355,20 @@ fn seed_resident(process: &mut abi::rm_process, pid: Pid) {
     let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     process.resident = [bytes(now.file_bytes), bytes(now.anonymous_bytes), 0, bytes(now.shared_bytes)];
     process.resident_peak = bytes(now.total_bytes());
+    (process.history_sequence, process.history_bytes) = (0, process.resident_peak);
+}
+
+/// Is the C library the only allocator, the preloaded library aside? What others do is not seen by that.
+fn only_libc(allocators: &[Arc<modules::Allocator>]) -> bool {
+    let mut others = allocators.iter().map(|allocator| allocator.name.as_str()).filter(|name| *name != tally::FILE);
+    others.next().is_some_and(|name| name.starts_with("libc.so") || name.starts_with("libc-2."))
+        && others.next().is_none()
+}
+
+fn library_of(shim: &Shim) -> anyhow::Result<Library> {
+    let path = shim.library_path();
+    let sites = tally::sites()?.into_iter().map(|(role, offset)| ProbePoint { offset, role, returns: false }).collect();
+    Ok(Library { file: File::open(&path)?, path, sites })
 }
 
 fn launch_points(shim: &Shim) -> anyhow::Result<(File, Vec<ProbePoint>)> {

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use nix::unistd::Pid;
 
 use super::pieces::Pieces;
+use super::tallied::Tally;
 use crate::kernel::Attacher;
 use crate::kernel::event::{Piece, RawCode};
 use crate::ledger::{
@@ -19,6 +20,7 @@ use crate::python::discover::Interpreter;
 use crate::python::layout::Layout;
 use crate::python::{verify, with_cleanup};
 use crate::report::is_own_file;
+use crate::tally::Segment;
 use crate::target::ProcessMemory;
 use crate::target::credentials::Credentials;
 use crate::target::source::Root;
@@ -50,6 +52,8 @@ pub struct Birth {
     pub credentials: Option<Arc<Credentials>>,
     /// Directory of our help to the program: its files' frames are not the program's.
     pub help: Option<PathBuf>,
+    /// Where it counts its blocks itself, if it does; the image takes it.
+    pub tally: Option<Arc<Segment>>,
     /// Its view of the file system, kept open.
     pub root: Option<Root>,
     /// Resident bytes at that moment.
@@ -67,6 +71,8 @@ pub struct Death {
     pub rss_bytes: u64,
     /// The highest.
     pub peak_bytes: u64,
+    /// The last change of resident memory, as [`Event::Resident`](crate::kernel::event::Event::Resident) tells of those before.
+    pub last_change: Option<(u64, u64)>,
 }
 
 /// A function: code objects that are alike in everything a reader sees. What is compiled anew from the same text is the same
@@ -126,13 +132,16 @@ pub struct Image {
     /// Thread states still to be held against the interpreter's own list.
     checks: u32,
     pieces: Pieces,
+    /// What it counts itself.
+    pub tally: Option<Tally>,
 }
 
 impl Image {
     /// An image that has just begun.
-    pub fn new(birth: Birth) -> Self {
+    pub fn new(mut birth: Birth) -> Self {
         Self {
             executing_since: birth.started,
+            tally: birth.tally.take().map(|segment| Tally::new(segment, birth.rss_bytes.unwrap_or(0))),
             birth,
             death: None,
             hello: false,

@@ -11,6 +11,7 @@ mod image;
 mod modules;
 mod pieces;
 mod progress;
+mod tallied;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -122,8 +123,14 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     let (kernel, attacher, drain) = Kernel::load(plan.mode, plan.rung)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let mut hold =
-        Hold::new(Arc::clone(&attacher), plan.mode, sender, shim.as_ref(), credentials.clone().map(Arc::new));
+    let mut hold = Hold::new(
+        Arc::clone(&attacher),
+        plan.mode,
+        sender,
+        shim.as_ref(),
+        plan.preload,
+        credentials.clone().map(Arc::new),
+    );
     let command = command(plan, credentials, shim.as_ref());
     let supervisor = std::thread::Builder::new()
         .name("supervisor".into())
@@ -139,12 +146,13 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         error: io::Error::other("its thread ended early"),
     })?;
     let status = status?;
-    let totals = gathered.map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
+    let mut totals = gathered.map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
     if collector.images.is_empty() {
         say(
             "no supported Python ran: nothing was measured\nhint: `rmprof-bpf doctor /path/to/python` says whether one can be",
         );
     }
+    collector.add_tallies(&mut totals);
     tell_of_marks(&collector, shim.is_some());
     let report = assemble::assemble(&mut collector.images, &totals, plan, kernel_release());
     drop(shim);
@@ -191,6 +199,7 @@ fn gather(
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut progress = Progress::new();
         loop {
+            let mut due = false;
             tokio::select! {
                 message = messages.recv() => match message {
                     Some(message) => {
@@ -199,10 +208,19 @@ fn gather(
                     }
                     None => break,
                 },
-                _ = clock.tick() => progress.tick(&collector.images, attacher),
+                _ = clock.tick() => {
+                    due = true;
+                    progress.tick(&collector.images, attacher);
+                }
                 ready = ring.readable() => ready?.clear_ready(),
             }
+            if due {
+                collector.begin_look();
+            }
             collector.record(drain.take()?);
+            if due {
+                collector.end_look(drain.unheard()?);
+            }
         }
         io::Result::Ok(())
     })?;

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use crate::kernel::ProbePoint;
 use crate::kernel::allocators::FAMILY;
 use crate::python::discover::{self, Interpreter, Module, Refusal, SymbolSource};
+use crate::tally;
 use crate::target::ProcessMemory;
 use crate::target::elf::{ElfFile, Machine};
 use crate::target::maps::{self, Mapping};
@@ -56,6 +57,8 @@ pub struct Mapped<'m> {
     pub allocators: Vec<Arc<Allocator>>,
     /// Where the dynamic loader is executable; empty for a static program.
     pub loader_range: (u64, u64),
+    /// Where the preloaded library is executable; empty where it is not.
+    pub library_range: (u64, u64),
     /// From the thread pointer to glibc's variable `tcache`, modulo 2^64; 0 where it was not found.
     pub tcache_offset: u64,
 }
@@ -113,10 +116,15 @@ impl Modules {
             .iter()
             .find(|mapping| is_loader(&mapping.file_name().to_string_lossy()))
             .map_or((0, 0), |mapping| (mapping.start, mapping.end));
+        let library_range = code
+            .iter()
+            .find(|mapping| mapping.file_name() == tally::FILE)
+            .map_or((0, 0), |mapping| (mapping.start, mapping.end));
         for mapping in &code {
             self.look(pid, mapping);
         }
-        let mut mapped = Mapped { pid, modules: Vec::new(), allocators: Vec::new(), loader_range, tcache_offset: 0 };
+        let mut mapped =
+            Mapped { pid, modules: Vec::new(), allocators: Vec::new(), loader_range, library_range, tcache_offset: 0 };
         let mut seen = Vec::new();
         for mapping in &code {
             let key = (mapping.device, mapping.inode);

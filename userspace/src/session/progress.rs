@@ -36,7 +36,7 @@ impl Progress {
         let resident: i64 = running
             .iter()
             .filter_map(|image| attacher.watched(image.birth.pid.as_raw().unsigned_abs()))
-            .map(|process| process.resident[0] + process.resident[1] + process.resident[3])
+            .map(|process| crate::kernel::resident_bytes(&process))
             .sum();
         #[allow(clippy::cast_precision_loss)] // three digits are shown
         let mebibytes = resident as f64 / f64::from(1 << 20);

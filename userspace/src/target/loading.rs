@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use super::elf::ElfFile;
 use super::maps::{Mapping, mappings, open_executable};
+use super::supervise::{Announcement, Announcer};
 use super::{memory, tracee};
 
 /// Give up after so many system calls and take the program for loaded. A loader makes a handful for each library.
@@ -20,6 +21,8 @@ const MOST_SYSTEM_CALLS: u32 = 20_000;
 const LONGEST_ENTRY: u64 = 64;
 /// How far below the initial stack pointer the entry code's return address is looked for, 8-byte words.
 const WORDS_BELOW_STACK: usize = 32;
+
+const CLOSE: u64 = libc::SYS_close as u64;
 
 const AT_BASE: u64 = 7;
 const AT_ENTRY: u64 = 9;
@@ -32,11 +35,13 @@ pub(super) struct Loading {
     /// The program's entry point and the stack pointer it was started with, where musl's rule can be applied.
     entry: Option<(u64, u64)>,
     system_calls: u32,
+    /// Whose word is waited for.
+    announcer: Option<Announcer>,
 }
 
 impl Loading {
     /// For a process held at its exec; `None` where nothing is to be waited for: a static program, or a process gone.
-    pub(super) fn begin(pid: Pid) -> Option<Self> {
+    pub(super) fn begin(pid: Pid, announcer: Option<Announcer>) -> Option<Self> {
         let auxiliary = auxiliary_vector(pid)?;
         let value = |key: u64| auxiliary.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
         let base = value(AT_BASE).unwrap_or(0);
@@ -44,7 +49,7 @@ impl Loading {
         if base != 0 {
             let loader = mappings.iter().find(|mapping| mapping.contains(base))?;
             let stack = tracee::position(pid)?.stack;
-            return Some(Self::new(&mappings, loader, value(AT_ENTRY).map(|entry| (entry, stack))));
+            return Some(Self::new(&mappings, loader, value(AT_ENTRY).map(|entry| (entry, stack)), announcer));
         }
         // No loader was asked for: a static program, or the loader itself, given the program as an argument.
         let program = ElfFile::parse(open_executable(pid).ok()?).ok()?;
@@ -53,24 +58,44 @@ impl Loading {
         }
         let entry = value(AT_ENTRY)?;
         let loader = mappings.iter().find(|mapping| mapping.contains(entry))?;
-        Some(Self::new(&mappings, loader, None))
+        Some(Self::new(&mappings, loader, None, announcer))
     }
 
-    fn new(mappings: &[Mapping], loader: &Mapping, entry: Option<(u64, u64)>) -> Self {
+    fn new(mappings: &[Mapping], loader: &Mapping, entry: Option<(u64, u64)>, announcer: Option<Announcer>) -> Self {
         let of_loader = mappings.iter().filter(|mapping| mapping.same_file(loader) || mapping.start == loader.start);
-        Self { loader: of_loader.map(|mapping| mapping.start..mapping.end).collect(), entry, system_calls: 0 }
+        let loader = of_loader.map(|mapping| mapping.start..mapping.end).collect();
+        Self { loader, entry, system_calls: 0, announcer }
     }
 
-    /// At a system call stop: whether the program is loaded now.
-    pub(super) fn is_over(&mut self, pid: Pid) -> bool {
-        let Some(position) = tracee::position(pid) else { return false };
+    /// At a system call stop: whether the program is loaded now, and what was announced.
+    pub(super) fn over(&mut self, pid: Pid) -> Option<Option<Announcement>> {
+        let position = tracee::position(pid)?;
         if !position.enters_system_call {
-            return false;
+            return None;
         }
         self.system_calls += 1;
-        self.system_calls >= MOST_SYSTEM_CALLS
+        if let Some(announcer) = self.announcer
+            && let (CLOSE, [descriptor, said @ ..]) = position.call
+            && descriptor == announcer.descriptor
+        {
+            return Some(Some(said));
+        }
+        let is_loaded = self.system_calls >= MOST_SYSTEM_CALLS
             || !self.loader.iter().any(|range| range.contains(&position.instruction))
-            || self.has_entered(pid)
+            || self.has_entered(pid);
+        (is_loaded && !self.will_announce(pid)).then_some(None)
+    }
+
+    /// Is the announcer among what is mapped now? Then its word comes, if not at once: it is one of the libraries that the loader
+    /// calls before the program.
+    fn will_announce(&mut self, pid: Pid) -> bool {
+        let Some(announcer) = self.announcer.filter(|_| self.system_calls < MOST_SYSTEM_CALLS) else { return false };
+        let is_there =
+            mappings(pid).is_ok_and(|mappings| mappings.iter().any(|mapping| mapping.file_name() == announcer.file));
+        if !is_there {
+            self.announcer = None;
+        }
+        is_there
     }
 
     /// Whether the program's entry code has called on: its return address lies on top of the initial stack.

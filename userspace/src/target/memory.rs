@@ -1,9 +1,9 @@
 //! Reading another process's memory: bounded, and never a partial answer taken for a whole one.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
 /// The most bytes one call reads: a length found in the target is never believed beyond this.
@@ -61,6 +61,19 @@ pub fn read_exact_at(pid: Pid, address: u64, buffer: &mut [u8]) -> Result<(), Re
         }
     }
     Ok(())
+}
+
+/// Writes `bytes` at `address` of a process that is held.
+///
+/// # Errors
+/// What the kernel says; `EFAULT` where not every byte could be written: some then may be.
+pub fn write_exact_at(pid: Pid, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let base = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
+    let remote = [RemoteIoVec { base, len: bytes.len() }];
+    match process_vm_writev(pid, &[IoSlice::new(bytes)], &remote)? {
+        written if written == bytes.len() => Ok(()),
+        _ => Err(Errno::EFAULT),
+    }
 }
 
 /// Reads `bytes` bytes into a new vector.

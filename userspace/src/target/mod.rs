@@ -2,10 +2,12 @@
 //! that names `/proc` and ptrace.
 
 pub mod credentials;
+pub mod descriptor;
 pub mod elf;
 mod loading;
 pub mod maps;
 pub mod memory;
+pub mod preload;
 pub mod signals;
 pub mod sites;
 pub mod source;

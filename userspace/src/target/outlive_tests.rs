@@ -19,7 +19,7 @@ impl Watcher for Quiet {
     fn executed(&mut self, _: Pid) -> AfterExec {
         AfterExec::HoldWhenLoaded
     }
-    fn loaded(&mut self, _: Pid) {}
+    fn loaded(&mut self, _: Pid, _: Option<Announcement>) {}
     fn exited(&mut self, _: Pid, _: ExitStatus) {}
 }
 

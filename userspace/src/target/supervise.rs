@@ -30,7 +30,21 @@ pub enum AfterExec {
     Continue,
     /// Hold it once more when its libraries are mapped.
     HoldWhenLoaded,
+    /// Or when a library among them announces itself, which it does before anything of the program runs.
+    HoldWhenAnnounced(Announcer),
 }
+
+/// A library that says when it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcer {
+    /// The name of its file.
+    pub file: &'static str,
+    /// It closes a descriptor of this number, which no process has.
+    pub descriptor: u64,
+}
+
+/// What it said: the further arguments of that system call, which are the kernel's to ignore. Of the target's making: to be checked.
+pub type Announcement = [u64; 5];
 
 /// Told of every process, on the thread that called [`run`], while the process named is held: its memory and its files in
 /// `/proc` can be read, nothing of it runs. It may nevertheless be killed at any instant: every look at it may fail.
@@ -44,7 +58,8 @@ pub trait Watcher {
     /// this is the first that is heard; its parent is [`status::parent_pid`].
     fn executed(&mut self, pid: Pid) -> AfterExec;
     /// After [`AfterExec::HoldWhenLoaded`]: the libraries the loader maps are mapped, and nothing of the program has run.
-    fn loaded(&mut self, pid: Pid);
+    /// `said` by the library of [`AfterExec::HoldWhenAnnounced`]; absent where it was not loaded.
+    fn loaded(&mut self, pid: Pid, said: Option<Announcement>);
     /// The whole process has ended, all of its threads; its memory is gone. Called for every process once announced.
     fn exited(&mut self, pid: Pid, status: ExitStatus);
     /// The run is over and this process lives on, held for this last look, then unwatched. Not promised: one that cannot be
@@ -222,10 +237,10 @@ impl<'w> Supervisor<'w> {
 
     fn system_call(&mut self, tid: Pid) {
         if let Some(tracee) = self.tracees.get_mut(&tid)
-            && tracee.loading.as_mut().is_some_and(|loading| loading.is_over(tid))
+            && let Some(said) = tracee.loading.as_mut().and_then(|loading| loading.over(tid))
         {
             tracee.loading = None;
-            self.watcher.loaded(tid);
+            self.watcher.loaded(tid, said);
         }
         self.resume(tid, 0);
     }
@@ -270,10 +285,15 @@ impl<'w> Supervisor<'w> {
         self.tracees.retain(|tid, tracee| tracee.process != pid || *tid == pid);
         self.tracees.insert(pid, Tracee { process: pid, announced: true, loading: None });
         self.begun |= pid == self.first;
-        if self.watcher.executed(pid) == AfterExec::HoldWhenLoaded {
-            let loading = Loading::begin(pid);
+        let announcer = match self.watcher.executed(pid) {
+            AfterExec::Continue => None,
+            AfterExec::HoldWhenLoaded => Some(None),
+            AfterExec::HoldWhenAnnounced(announcer) => Some(Some(announcer)),
+        };
+        if let Some(announcer) = announcer {
+            let loading = Loading::begin(pid, announcer);
             if loading.is_none() {
-                self.watcher.loaded(pid);
+                self.watcher.loaded(pid, None);
             }
             if let Some(tracee) = self.tracees.get_mut(&pid) {
                 tracee.loading = loading;

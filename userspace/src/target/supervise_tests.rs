@@ -47,7 +47,7 @@ impl Watcher for Recorder {
         AfterExec::HoldWhenLoaded
     }
 
-    fn loaded(&mut self, pid: Pid) {
+    fn loaded(&mut self, pid: Pid, _: Option<Announcement>) {
         self.check_held(pid);
         assert!(self.loading.remove(&pid));
         self.loads += 1;
@@ -286,7 +286,7 @@ fn everything_is_mapped_when_loaded() {
             assert!(libraries.count() <= 2);
             AfterExec::HoldWhenLoaded
         }
-        fn loaded(&mut self, pid: Pid) {
+        fn loaded(&mut self, pid: Pid, _: Option<Announcement>) {
             let libraries =
                 mappings(pid).unwrap().into_iter().filter(|mapping| mapping.permissions.execute && mapping.is_file());
             self.0 = libraries.map(|mapping| mapping.file_name().to_string_lossy().into_owned()).collect();

@@ -110,6 +110,8 @@ pub(super) struct Position {
     pub instruction: u64,
     /// Stack pointer.
     pub stack: u64,
+    /// Where it is about to enter one: the call's number and its arguments.
+    pub call: (u64, [u64; 6]),
 }
 
 /// Reads where a stopped tracee stands: `PTRACE_GET_SYSCALL_INFO` (Linux 5.3), the same on every architecture.
@@ -125,7 +127,32 @@ pub(super) fn position(tid: Pid) -> Option<Position> {
         return None;
     }
     let operation = info[0].to_ne_bytes()[0];
-    Some(Position { enters_system_call: operation == INFO_ENTRY, instruction: info[1], stack: info[2] })
+    let mut arguments = [0; 6];
+    arguments.copy_from_slice(&info[4..10]);
+    Some(Position {
+        enters_system_call: operation == INFO_ENTRY,
+        instruction: info[1],
+        stack: info[2],
+        call: (info[3], arguments),
+    })
+}
+
+/// Gives a stopped tracee another stack pointer. False: it has the one it had.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn move_stack(tid: Pid, to: u64) -> bool {
+    // SAFETY: plain integers, for which all zero is a valid value.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    if request(libc::PTRACE_GETREGS as _, tid, 0, &raw mut registers as usize).is_err() {
+        return false;
+    }
+    registers.rsp = to;
+    request(libc::PTRACE_SETREGS as _, tid, 0, &raw const registers as usize).is_ok()
+}
+
+/// Not done on this machine.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn move_stack(_tid: Pid, _to: u64) -> bool {
+    false
 }
 
 /// Who sent the signal about to be delivered; `None` where the kernel did, or it cannot be told.

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/* The Python stack that runs, told from others, and its site. */
+#ifndef STACK_H
+#define STACK_H
+
+/* Reads a word of our own memory. With care: by a system call, which fails where a load would end the program. */
+static inline bool peek(__u64 *to, __u64 from, bool care)
+{
+	struct {
+		const void *base;
+		size_t length;
+	} local, remote;
+
+	if (likely(!care)) {
+		*to = *(const __u64 *)from;
+		return true;
+	}
+	local.base = to;
+	local.length = remote.length = sizeof(*to);
+	remote.base = (const void *)from;
+	return call(VM_READ, call(GETPID, 0, 0, 0, 0, 0, 0), (long)&local, 1, (long)&remote, 1, 0) == sizeof(*to);
+}
+
+static inline __u64 turned(__u64 word, int bits)
+{
+	return word << bits | word >> (64 - bits);
+}
+
+/*
+ * Walks the frames of `state`. Returns a stack status, and in *hash what tells this stack from others: all that the kernel side
+ * hashes of each frame (walk_step and fingerprint_of in python.bpf.h).
+ */
+static inline __u32 walk(const struct rm_tally *t, __u64 state, __u64 *hash, bool care)
+{
+	const struct rm_layout *layout = &t->process.layout;
+	__u64 frame = 0, at, code, position, owner, sum = 0, first, filename, name, table, version, type;
+
+	if (!peek(&frame, state + layout->thread_head, care) ||
+	    (layout->thread_head_hop != RM_ABSENT && frame && !peek(&frame, frame + layout->thread_head_hop, care)))
+		return RM_STACK_UNREADABLE;
+	if (!frame)
+		return RM_STACK_NO_THREAD;
+	for (int steps = 0; frame; steps++) {
+		if (steps == RM_MAX_FRAMES) {
+			*hash = sum;
+			return RM_STACK_TRUNCATED;
+		}
+		at = frame + layout->frame_base;
+		owner = 0;
+		if (frame & 7 || !peek(&code, at + layout->frame_code, care) || !peek(&frame, at + layout->frame_back, care))
+			return RM_STACK_UNREADABLE;
+		if (layout->frame_owner != RM_ABSENT && layout->owner_skip != RM_ABSENT) {
+			if (care && !peek(&owner, at + (layout->frame_owner & ~7u), care))
+				return RM_STACK_UNREADABLE;
+			owner = care ? owner >> (layout->frame_owner & 7) * 8 : *(const __u8 *)(at + layout->frame_owner);
+			if ((owner & 0x7f) >= layout->owner_skip)
+				continue;
+		}
+		if (!peek(&position, at + (layout->frame_position & ~7u), care) || code & 7 || code < RM_PAGE)
+			return RM_STACK_UNREADABLE;
+		if (layout->position_kind != RM_POSITION_POINTER)
+			position = (__u32)(position >> (layout->frame_position & 7) * 8);
+		if (care && (!peek(&type, code + layout->object_type, care) || (t->process.code_type && type != t->process.code_type)))
+			return RM_STACK_UNREADABLE;
+		code += layout->code_base;
+		version = 0;
+		if (!peek(&first, code + (layout->code_first_line & ~7u), care) || !peek(&filename, code + layout->code_filename, care) ||
+		    !peek(&name, code + layout->code_name, care) || !peek(&table, code + layout->code_line_table, care) ||
+		    (layout->code_version != RM_ABSENT && !peek(&version, code + (layout->code_version & ~7u), care)))
+			return RM_STACK_UNREADABLE;
+		first = (__u32)(first >> (layout->code_first_line & 7) * 8);
+		version = (__u32)(version >> (layout->code_version & 7) * 8);
+		sum = (sum ^ code ^ turned(position, 24)) * 0x9e3779b97f4a7c15ull;
+		sum ^= sum >> 31;
+		sum = (sum ^ turned(filename, 40) ^ turned(name, 20) ^ table ^ version << 32 ^ first << 12) * 0xc2b2ae3d27d4eb4full;
+		sum ^= sum >> 29;
+	}
+	*hash = sum;
+	return RM_STACK_COMPLETE;
+}
+
+/*
+ * The first walks are made with care, and each of their frames must have a code object: a Python that is not laid out as its version
+ * says is found out before a wrong pointer is followed.
+ */
+static __attribute__((noinline)) __u32 walk_with_care(struct rm_tally *t, __u64 state, __u64 *hash)
+{
+	__u32 status = walk(t, state, hash, true);
+
+	if (status == RM_STACK_UNREADABLE)
+		t->refused = 1;
+	else if (status == RM_STACK_COMPLETE)
+		__atomic_fetch_sub(&t->careful, 1, __ATOMIC_RELAXED);
+	return status;
+}
+
+/* Does this Python end, or has it, by another thread's doing? Thread states are then given back whose threads still run. */
+static inline bool is_ending(const struct rm_process *process, __u64 state)
+{
+	__u64 ended_by = process->finalizing_address ? *(const volatile __u64 *)process->finalizing_address : 0;
+
+	return ended_by && ended_by != state;
+}
+
+/* The stack that runs: a hash, never 0. */
+static inline __u64 current_stack(struct rm_tally *t)
+{
+	struct rm_process *process = &t->process;
+	__u64 pointer = thread_pointer(), state = 0, hash = 0;
+	__u32 status = RM_STACK_NO_THREAD;
+
+	if (!(process->flags & RM_PYTHON))
+		goto known;
+	/* Unmade again by the end of the interpreter: nothing in the slot is to be believed then. */
+	if (process->key && !*(const volatile __u32 *)(process->key_address - 4)) {
+		last.slot = 0;
+		goto known;
+	}
+	if (!last.slot || last.of != pointer || process->key > KEYS_OF_BLOCK) {
+		status = find_slot(process, pointer, &last.slot);
+		last.of = pointer;
+		if (status != RM_STACK_COMPLETE)
+			goto known;
+	}
+	status = read_thread_state(last.slot, &state);
+	if (status != RM_STACK_COMPLETE)
+		goto known;
+	if (unlikely(is_ending(process, state)))
+		status = RM_STACK_NO_THREAD;
+	else if (unlikely(t->refused))
+		status = RM_STACK_UNREADABLE;
+	else if (unlikely(t->careful))
+		status = walk_with_care(t, state, &hash);
+	else
+		status = walk(t, state, &hash, false);
+	if (unlikely(status == RM_STACK_TRUNCATED))
+		count(t, RM_COUNT_STACK_TRUNCATED);
+	else if (unlikely(status == RM_STACK_UNREADABLE))
+		count(t, RM_COUNT_STACK_UNREADABLE);
+known:
+	hash = (hash ^ status) * 0x9e3779b97f4a7c15ull;
+	return hash ^ hash >> 32 ? hash ^ hash >> 32 : 1;
+}
+
+/* A site by its number; 0: there is no room for it. */
+static inline struct rm_tally_site *site_at(struct rm_tally *t, __u32 site)
+{
+	bool first = site < RM_TALLY_FIRST_SITES;
+	__u32 offset = first ? RM_TALLY_SITES_AT + site * RM_TALLY_SITE_BYTES :
+			       RM_TALLY_MORE_SITES_AT + (site - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES;
+	void *found = place(first ? FIRST : MORE_SITES, offset);
+
+	if (likely(found))
+		touch(t, offset);
+	return found;
+}
+
+/* A stack is met for the first time. Its site plus one, or 0: there are too many. */
+static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack)
+{
+	struct rm_tally_site *site;
+	__u32 number;
+
+	if (__atomic_load_n(&t->site_count, __ATOMIC_RELAXED) >= RM_TALLY_SITES)
+		return 0;
+	number = __atomic_fetch_add(&t->site_count, 1, __ATOMIC_RELAXED);
+	site = number < RM_TALLY_SITES ? site_at(t, number) : 0;
+	/* Two threads that meet it at once make two sites, which are summed where they are read. */
+	if (!site || !put(t, &stacks, stack, number + 1))
+		return 0;
+	site->announced = t->announcements;
+	rmprof_site_stack(number);
+	return number + 1;
+}
+
+/* The site of the stack that runs. 0: none could be had, and it is counted. */
+static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *number)
+{
+	__u64 stack = current_stack(t);
+	struct rm_tally_bucket *bucket;
+	struct rm_tally_site *site;
+	int at;
+
+	if (stack != last.stack || last.in != t || !last.site) {
+		at = find(t, &stacks, stack, &bucket);
+		/* The value may still be on its way from another thread. */
+		last.site = at < 0 ? 0 : __atomic_load_n(&bucket->values[at], __ATOMIC_ACQUIRE);
+		if (unlikely(!last.site || last.site > RM_TALLY_SITES))
+			last.site = new_site(t, stack);
+		last.stack = stack;
+		last.in = t;
+	}
+	*number = last.site;
+	site = likely(last.site) ? site_at(t, last.site - 1) : 0;
+	if (unlikely(!site)) {
+		count(t, RM_COUNT_SITES_FULL);
+		return 0;
+	}
+	if (unlikely(site->announced != t->announcements)) {
+		site->announced = t->announcements;
+		rmprof_site_stack(last.site - 1);
+	}
+	return site;
+}
+
+#endif

@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
+/*
+ * The preloaded library: stands before the C library's allocator in a program that we start, and counts what passes through in the
+ * memory described as THE TALLY in rmprof.h. A trap for every block would cost a microsecond; this costs some tens of nanoseconds.
+ *
+ * What it is and is not. It hands every call on to the C library unchanged and keeps its results. It takes no lock, allocates
+ * nothing, starts no thread, handles no signal and opens no file that stays open. It reads the Python frames of the thread it runs
+ * in, as the kernel side does and by the same offsets, to tell stacks apart; whose a stack is the kernel side reads itself, once,
+ * when it is met for the first time (rmprof_site_stack). Without us at the other end it counts nothing.
+ *
+ * It needs no header and no library: the same file serves any glibc from 2.27 on.
+ */
+#include "host.h"
+#include "system.h"
+#include "rmprof.h"
+
+/* The same words as in the kernel, on our own memory. What is not there cannot be asked for here: see `careful`. */
+#define READ_USER(to, size, from) (__builtin_memcpy(to, (const void *)(from), size), 0)
+#define WALK_LOOP(steps, step, context) ((void)(step))
+#include "python.bpf.h"
+
+#define PUBLIC __attribute__((visibility("default")))
+#define WEAK __attribute__((weak))
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
+typedef void *one_function(size_t);
+typedef void *two_function(size_t, size_t);
+typedef int three_function(void **, size_t, size_t);
+
+/*
+ * The C library's own names for the functions that ours hide, and what its loader offers. Weak: a program must not fail to start for
+ * want of one. What is not there is asked of the loader by the usual name.
+ */
+extern WEAK one_function __libc_malloc;
+extern WEAK two_function __libc_calloc;
+extern WEAK void *__libc_realloc(void *, size_t);
+extern WEAK void __libc_free(void *);
+extern WEAK int *__errno_location(void);
+extern WEAK void *dlsym(void *, const char *);
+extern WEAK char __libc_single_threaded; /* glibc 2.32: no second thread was ever made */
+
+enum { ENOMEM = 12 };
+
+/* Where this process counts; 0: nowhere. */
+static struct rm_tally *tally;
+/* What it does at its next event (enum rm_tally_order). */
+static __u32 order;
+
+/* The place of the first is told to the kernel side. */
+static __thread struct rm_tally_thread thread;
+static __thread struct {
+	__u64 slot;    /* where the thread's PyThreadState stands; 0: not found yet */
+	__u64 of;      /* the thread pointer it was found for */
+	__u64 stack;   /* the stack of the last event */
+	struct rm_tally *in; /* where that was counted: not where a fork counts */
+	__u32 site;    /* and its site plus one */
+} last;
+
+/* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. */
+__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(__attribute__((unused)) __u64 site)
+{
+	__asm__("nop\n\tret");
+}
+
+/* Another: the kernel side learns where a fork counts. */
+__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_tally(__attribute__((unused)) const void *address)
+{
+	__asm__("nop\n\tret");
+}
+
+#include "memory.h"
+#include "table.h"
+#include "stack.h"
+
+/* ---- events ------------------------------------------------------------ */
+
+static inline void net(__s64 bytes)
+{
+	thread.net += bytes;
+	if (thread.net > thread.highest)
+		thread.highest = thread.net;
+}
+
+static inline void draw(struct rm_tally *t, struct rm_tally_site *site)
+{
+	if (&__libc_single_threaded && __libc_single_threaded)
+		site->last_event = ++t->sequence;
+	else
+		site->last_event = __atomic_add_fetch(&t->sequence, 1, __ATOMIC_RELAXED);
+}
+
+/* A block that was taken out of the table, or is not in it (`known` is 0). */
+struct taken {
+	__u64 value;
+	bool known;
+};
+
+/* Takes a block out of the table: before the allocator may give its address to another thread. */
+static inline struct taken take(struct rm_tally *t, const void *address)
+{
+	struct rm_tally_bucket *bucket;
+	int at = find(t, &blocks, (__u64)address, &bucket);
+	struct taken taken = { 0, false };
+
+	if (likely(at >= 0)) {
+		taken.value = bucket->values[at];
+		taken.known = true;
+		__atomic_store_n(&bucket->keys[at], 0, __ATOMIC_RELEASE);
+	}
+	return taken;
+}
+
+static inline __u64 bytes_of(struct taken taken)
+{
+	return taken.value >> RM_TALLY_SITE_BITS;
+}
+
+static inline void released(struct rm_tally *t, struct rm_tally_site *site, struct taken taken)
+{
+	__u64 bytes = bytes_of(taken);
+	__u32 number = taken.value & ((1u << RM_TALLY_SITE_BITS) - 1);
+	struct rm_tally_site *owner = number && number <= RM_TALLY_SITES ? site_at(t, number - 1) : 0;
+
+	if (likely(site)) {
+		add(&site->released_bytes, bytes);
+		add(&site->releases, 1);
+	} else {
+		add(&t->siteless[1], bytes);
+	}
+	if (likely(owner))
+		add(&owner->dead_bytes, bytes);
+	net(-(__s64)bytes);
+}
+
+static inline void remember(struct rm_tally *t, const void *address, __u64 bytes, __u32 site)
+{
+	struct rm_tally_bucket *bucket;
+	__u64 value = bytes << RM_TALLY_SITE_BITS | site;
+	int at = find(t, &blocks, (__u64)address, &bucket);
+
+	if (unlikely(at >= 0)) {
+		bucket->values[at] = value;
+		count(t, RM_COUNT_BLOCK_REPLACED);
+	} else if (unlikely(value >> RM_TALLY_SITE_BITS != bytes || !put(t, &blocks, (__u64)address, value))) {
+		count(t, RM_COUNT_BLOCKS_FULL);
+	}
+}
+
+static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u32 number, const void *address, __u64 bytes)
+{
+	if (likely(site)) {
+		add(&site->allocated_bytes, bytes);
+		add(&site->allocations, 1);
+	} else {
+		add(&t->siteless[0], bytes);
+	}
+	remember(t, address, bytes, number);
+	net(bytes);
+}
+
+static __attribute__((noinline)) void record(struct rm_tally *t, const void *address, __u64 bytes)
+{
+	__u32 number;
+	struct rm_tally_site *site = current_site(t, &number);
+
+	allocated(t, site, number, address, bytes);
+	if (likely(site))
+		draw(t, site);
+}
+
+/* Before the block is given back. Its event is over when that is done, so that what was resident afterwards is known of it. */
+static __attribute__((noinline)) struct rm_tally_site *record_release(struct rm_tally *t, const void *address)
+{
+	struct taken taken = take(t, address);
+	struct rm_tally_site *site;
+	__u32 number;
+
+	if (unlikely(!taken.known)) {
+		count(t, RM_COUNT_FREE_FROM_BEFORE);
+		return 0;
+	}
+	site = current_site(t, &number);
+	released(t, site, taken);
+	return site;
+}
+
+/* A reallocation has succeeded: one event. `address` is 0 where the size was 0 and the block was given back. */
+static __attribute__((noinline)) void record_move(struct rm_tally *t, const void *old, struct taken taken, const void *address, __u64 bytes)
+{
+	__u32 number;
+	struct rm_tally_site *site = current_site(t, &number);
+
+	if (taken.known)
+		released(t, site, taken);
+	else if (old)
+		count(t, RM_COUNT_FREE_FROM_BEFORE);
+	if (address)
+		allocated(t, site, number, address, bytes);
+	if (likely(site))
+		draw(t, site);
+}
+
+/* ---- the start ----------------------------------------------------------------------------------------------------------- */
+
+static struct rm_tally *first_part(void)
+{
+	struct rm_tally *t = (struct rm_tally *)place(FIRST, 0);
+
+	for (__u32 page = 0; t && page < RM_TALLY_HEAD_BYTES / RM_PAGE; page++)
+		touch(t, page * RM_PAGE);
+	if (t)
+		t->magic = RM_TALLY_MAGIC;
+	return t;
+}
+
+/* Makes the memory and says that it is there: the system call has no other effect, and nothing happens where nobody watches. */
+static struct rm_tally *make(void)
+{
+	enum { RLIMIT_FSIZE = 1, MFD_CLOEXEC = 1, MFD_ALLOW_SEALING = 2, READ_WRITE = 3, SHARED_NORESERVE = 0x4001, NOHUGEPAGE = 15, DONTDUMP = 16 };
+	static const char name[] = "rmprof-bpf";
+	__u64 segments = RM_TALLY_SEGMENTS, limit[2];
+	struct rm_tally *t = 0;
+	long file;
+
+	/* Beyond this limit the kernel sends SIGXFSZ, for a file in memory too. */
+	if (call(PRLIMIT, 0, RLIMIT_FSIZE, 0, (long)limit, 0, 0))
+		limit[0] = 0;
+	if (RM_PAGE + segments * RM_TALLY_BYTES > limit[0])
+		segments = 1;
+	if (RM_PAGE + segments * RM_TALLY_BYTES > limit[0])
+		segments = 0;
+	file = segments ? call(MEMFD, (long)name, MFD_CLOEXEC | MFD_ALLOW_SEALING, 0, 0, 0, 0) : -1;
+	if (file >= 0 && !call(FTRUNCATE, file, RM_PAGE + segments * RM_TALLY_BYTES, 0, 0, 0, 0)) {
+		root = (char *)call(MMAP, 0, RM_PAGE, READ_WRITE, SHARED_NORESERVE, file, 0);
+		if ((__u64)root > -4096ull)
+			root = 0;
+	}
+	if (root) {
+		/* What is mapped by it inherits these. */
+		call(MADVISE, (long)root, RM_PAGE, NOHUGEPAGE, 0, 0, 0);
+		call(MADVISE, (long)root, RM_PAGE, DONTDUMP, 0, 0, 0);
+		t = first_part();
+	}
+	/* With nothing there it is said too: somebody waits for it. */
+	call(CLOSE, RM_TALLY_ANNOUNCE, file, (long)t, (long)&order, (__u64)&thread - thread_pointer(), t ? segments : 0);
+	if (file >= 0)
+		call(CLOSE, file, 0, 0, 0, 0, 0);
+	if (t && t->enabled)
+		return t;
+	unmap_parts();
+	if (root)
+		call(MUNMAP, (long)root, RM_PAGE, 0, 0, 0, 0);
+	root = 0;
+	return 0;
+}
+
+/* Something is to be done before the next event is counted. */
+static __attribute__((noinline)) void obey(void)
+{
+	__u32 what = __atomic_exchange_n(&order, RM_TALLY_GO_ON, __ATOMIC_ACQ_REL);
+	struct rm_tally *t = 0;
+
+	if (what == RM_TALLY_GO_ON) /* another thread does it */
+		return;
+	__atomic_store_n(&tally, (struct rm_tally *)0, __ATOMIC_RELEASE);
+	if (what == RM_TALLY_BEGIN) {
+		t = make();
+	} else {
+		unmap_parts(); /* the parent's */
+		segment = what - RM_TALLY_MOVE;
+		if (what >= RM_TALLY_MOVE && segment < RM_TALLY_SEGMENTS)
+			t = first_part();
+		if (t)
+			rmprof_site_tally(t);
+	}
+	__atomic_store_n(&tally, t, __ATOMIC_RELEASE);
+}
+
+/* Where to count, if anywhere. */
+static inline struct rm_tally *counting(void)
+{
+	struct rm_tally *t;
+
+	if (unlikely(order != RM_TALLY_GO_ON))
+		obey();
+	t = tally;
+	return likely(t) && likely(t->enabled) ? t : 0;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+	size_t length = 0, tail = 0;
+
+	while (text[length])
+		length++;
+	while (end[tail])
+		tail++;
+	while (tail && length && text[length - 1] == end[tail - 1])
+		length--, tail--;
+	return !tail;
+}
+
+/* What brought us here is nobody's business, and is not to be inherited: takes it out of the environment again. */
+static void leave_environment(char **variables)
+{
+	static const char name[] = "LD_PRELOAD=";
+
+	for (char **at = variables; at && *at; at++) {
+		char *text = *at, *colon = 0;
+		size_t i = 0;
+
+		while (name[i] && text[i] == name[i])
+			i++;
+		if (name[i] || !ends_with(text, "/" RM_TALLY_FILE))
+			continue;
+		for (; text[i]; i++)
+			if (text[i] == ':')
+				colon = text + i;
+		if (colon) {
+			*colon = 0;
+			continue;
+		}
+		for (char **rest = at; *rest; rest++)
+			rest[0] = rest[1];
+		at--;
+	}
+}
+
+/* glibc hands its constructors what main gets. */
+__attribute__((constructor)) static void begin(__attribute__((unused)) int count_, __attribute__((unused)) char **arguments, char **variables)
+{
+	leave_environment(variables);
+	counting();
+}
+
+/* Of line_events.c: the line that ran is over, and was told to the kernel side. */
+PUBLIC void rmprof_tally_line(void)
+{
+	thread.highest = thread.net;
+}
+
+/* ---- the allocator's functions ------------------------------------------------------------------------------------------- */
+
+/* What the C library has under a name, found when first asked for. */
+static void *next(void **known, const char *name)
+{
+	void *const next_library = (void *)-1; /* RTLD_NEXT */
+	void *found = __atomic_load_n(known, __ATOMIC_RELAXED);
+
+	if (!found && dlsym) {
+		found = dlsym(next_library, name);
+		__atomic_store_n(known, found, __ATOMIC_RELAXED);
+	}
+	return found;
+}
+
+static void *next_malloc, *next_calloc, *next_realloc, *next_free;
+
+static inline void *real_malloc(size_t bytes)
+{
+	one_function *function = __libc_malloc ? __libc_malloc : (one_function *)next(&next_malloc, "malloc");
+	return function(bytes);
+}
+
+static inline void *real_calloc(size_t number, size_t size)
+{
+	two_function *function = __libc_calloc ? __libc_calloc : (two_function *)next(&next_calloc, "calloc");
+	return function(number, size);
+}
+
+static inline void *real_realloc(void *old, size_t bytes)
+{
+	void *(*function)(void *, size_t) = __libc_realloc ? __libc_realloc : (void *(*)(void *, size_t))next(&next_realloc, "realloc");
+	return function(old, bytes);
+}
+
+static inline void real_free(void *address)
+{
+	void (*function)(void *) = __libc_free ? __libc_free : (void (*)(void *))next(&next_free, "free");
+	function(address);
+}
+
+#define WITH_DEPTH(expression)          \
+	({                              \
+		thread.depth++;         \
+		void *r_ = expression;  \
+		thread.depth--;         \
+		r_;                     \
+	})
+
+PUBLIC void *malloc(size_t bytes)
+{
+	struct rm_tally *t = counting();
+
+	if (unlikely(!t))
+		return real_malloc(bytes);
+	void *address = WITH_DEPTH(real_malloc(bytes));
+	if (likely(address))
+		record(t, address, bytes);
+	return address;
+}
+
+PUBLIC void free(void *address)
+{
+	struct rm_tally *t = counting();
+
+	if (unlikely(!t || !address)) {
+		real_free(address);
+		return;
+	}
+	struct rm_tally_site *site = record_release(t, address);
+
+	thread.depth++;
+	real_free(address);
+	thread.depth--;
+	if (likely(site))
+		draw(t, site);
+}
+
+PUBLIC void *calloc(size_t number, size_t size)
+{
+	struct rm_tally *t = counting();
+
+	if (unlikely(!t))
+		return real_calloc(number, size);
+	void *address = WITH_DEPTH(real_calloc(number, size));
+	if (likely(address))
+		record(t, address, number * size);
+	return address;
+}
+
+PUBLIC void *realloc(void *old, size_t bytes)
+{
+	struct rm_tally *t = counting();
+	struct taken taken = { 0, false };
+	void *address;
+
+	if (unlikely(!t))
+		return real_realloc(old, bytes);
+	if (old)
+		taken = take(t, old);
+	address = WITH_DEPTH(real_realloc(old, bytes));
+	if (likely(address || (old && !bytes)))
+		record_move(t, old, taken, address, bytes);
+	else if (taken.known && !put(t, &blocks, (__u64)old, taken.value)) /* it failed and changed nothing */
+		count(t, RM_COUNT_BLOCKS_FULL);
+	return address;
+}
+
+PUBLIC void *reallocarray(void *old, size_t number, size_t size)
+{
+	size_t bytes;
+
+	if (__builtin_mul_overflow(number, size, &bytes)) {
+		if (__errno_location)
+			*__errno_location() = ENOMEM;
+		return 0;
+	}
+	return realloc(old, bytes);
+}
+
+static void *aligned(const char *name, void **known, size_t alignment, size_t bytes)
+{
+	struct rm_tally *t = counting();
+	two_function *function = (two_function *)next(known, name);
+	void *address = WITH_DEPTH(function ? function(alignment, bytes) : 0);
+
+	if (t && address)
+		record(t, address, bytes);
+	return address;
+}
+
+PUBLIC void *memalign(size_t alignment, size_t bytes)
+{
+	static void *known;
+	return aligned("memalign", &known, alignment, bytes);
+}
+
+PUBLIC void *aligned_alloc(size_t alignment, size_t bytes)
+{
+	static void *known;
+	return aligned("aligned_alloc", &known, alignment, bytes);
+}
+
+static void *of_pages(const char *name, void **known, size_t bytes)
+{
+	struct rm_tally *t = counting();
+	one_function *function = (one_function *)next(known, name);
+	void *address = WITH_DEPTH(function ? function(bytes) : 0);
+
+	if (t && address)
+		record(t, address, bytes);
+	return address;
+}
+
+PUBLIC void *valloc(size_t bytes)
+{
+	static void *known;
+	return of_pages("valloc", &known, bytes);
+}
+
+PUBLIC void *pvalloc(size_t bytes)
+{
+	static void *known;
+	return of_pages("pvalloc", &known, bytes);
+}
+
+PUBLIC int posix_memalign(void **out, size_t alignment, size_t bytes)
+{
+	static void *known;
+	struct rm_tally *t = counting();
+	three_function *function = (three_function *)next(&known, "posix_memalign");
+	int error;
+
+	thread.depth++;
+	error = function ? function(out, alignment, bytes) : ENOMEM;
+	thread.depth--;
+	if (t && !error)
+		record(t, *out, bytes);
+	return error;
+}

@@ -1,0 +1,112 @@
+//! What a process counts itself, as the collector follows it: how much was resident at the last event of each of its stacks, and at
+//! its end the sums.
+
+use std::sync::Arc;
+
+use rmprof_probes::abi;
+
+use crate::kernel::Totals;
+use crate::ledger::{ProcessId, SiteCounts, StackId, StackStatus};
+use crate::tally::{History, Segment, Sums};
+
+/// Of a stack that is known to the process alone: none has this name, and its bytes are "stack lost".
+const LOST: StackId = StackId(0);
+
+/// One process's tally.
+#[derive(Debug)]
+pub struct Tally {
+    /// Gone when the process is, and its sums are taken.
+    segment: Option<Arc<Segment>>,
+    history: History,
+    /// By site: the last event looked up, and what was resident at it.
+    resident: Vec<(u64, u64)>,
+    /// How many events there were when the look at hand began.
+    seen: u64,
+    sums: Vec<Sums>,
+    counters: Vec<u64>,
+    siteless: (u64, u64),
+}
+
+impl Tally {
+    /// Of a process that begins with so many bytes resident.
+    pub fn new(segment: Arc<Segment>, resident: u64) -> Self {
+        Self {
+            segment: Some(segment),
+            history: History::new(resident),
+            resident: Vec::new(),
+            seen: 0,
+            sums: Vec::new(),
+            counters: Vec::new(),
+            siteless: (0, 0),
+        }
+    }
+
+    /// The kernel side told of a change of resident memory.
+    pub fn changed(&mut self, sequence: u64, bytes: u64) {
+        self.history.changed(sequence, bytes);
+    }
+
+    /// A look begins: the changes around the events so far are in the kernel side's buffer by now.
+    pub fn begin_look(&mut self) {
+        if let Some(segment) = &self.segment {
+            self.seen = segment.sequence();
+        }
+    }
+
+    /// Announcements of stacks were lost.
+    pub fn ask_again(&self) {
+        if let Some(segment) = &self.segment {
+            segment.ask_again();
+        }
+    }
+
+    /// A look ends: those changes have been told. Events that came meanwhile wait for the next one, with the changes they need.
+    pub fn end_look(&mut self) {
+        let Some(segment) = self.segment.clone() else { return };
+        let count = segment.site_count();
+        self.resident.resize(count as usize, (0, 0));
+        for (number, known) in (0..count).zip(&mut self.resident) {
+            let event = segment.last_event(number);
+            if event != known.0 && event <= self.seen {
+                *known = (event, self.history.at(event));
+            }
+        }
+        self.history.forget_before(self.seen);
+    }
+
+    /// The process has ended: takes the sums and gives its memory back.
+    pub fn finish(&mut self, last_change: Option<(u64, u64)>) {
+        let Some(segment) = &self.segment else { return };
+        if let Some((sequence, bytes)) = last_change {
+            self.history.changed(sequence, bytes);
+        }
+        self.sums = (0..segment.site_count()).map(|number| segment.sums(number)).collect();
+        (self.counters, self.siteless) = (segment.counters(), segment.siteless());
+        self.seen = u64::MAX;
+        self.end_look();
+        self.segment = None;
+    }
+
+    /// Adds the sums to those of the kernel side. To be called once, after `finish`.
+    pub fn add_to(&self, process: ProcessId, totals: &mut Totals) {
+        for ((number, sums), (_, resident_bytes)) in (0..).zip(&self.sums).zip(&self.resident) {
+            let stack = totals.tally_stacks.get(&(process, number)).copied().unwrap_or(LOST);
+            let counts = SiteCounts {
+                allocated_bytes: sums.allocated_bytes,
+                allocations: sums.allocations,
+                released_bytes: sums.released_bytes,
+                releases: sums.releases,
+                dead_bytes: sums.dead_bytes,
+                resident_bytes: *resident_bytes,
+                last_event: sums.last_event << abi::RM_ORDER_SHIFT,
+            };
+            // The kernel side has a site of the same stack, with its status.
+            totals.sites.push((process, stack, StackStatus::Complete, counts));
+        }
+        for (total, more) in totals.counters.iter_mut().zip(&self.counters) {
+            *total = total.saturating_add(*more);
+        }
+        let (allocated, released) = totals.siteless;
+        totals.siteless = (allocated.saturating_add(self.siteless.0), released.saturating_add(self.siteless.1));
+    }
+}
