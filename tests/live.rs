@@ -18,6 +18,8 @@ mod forks;
 mod hostile;
 #[path = "live/left.rs"]
 mod left;
+#[path = "live/objects.rs"]
+mod objects;
 #[path = "live/pages.rs"]
 mod pages;
 #[path = "live/rights.rs"]

@@ -49,6 +49,8 @@ pub enum Command {
 pub enum ModeArgument {
     /// Every block of the C allocator and the program's own mappings, byte-exact; Python's arenas page by page as touched
     Heap,
+    /// Heap, and every object of Python's own allocator, byte-exact: the program runs with PYTHONMALLOC=malloc
+    Objects,
     /// Resident pages gained and lost, as the kernel counts them
     Pages,
 }

@@ -51,6 +51,7 @@ impl RunPlan {
         Ok(Self {
             mode: match typed.mode {
                 ModeArgument::Heap => Mode::Heap,
+                ModeArgument::Objects => Mode::Objects,
                 ModeArgument::Pages => Mode::Pages,
             },
             preload: !typed.no_preload && typed.probes.is_none(),

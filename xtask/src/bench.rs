@@ -21,7 +21,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// One mode alone; both where not given
-    #[arg(long, value_parser = ["heap", "pages"])]
+    #[arg(long, value_parser = ["heap", "objects", "pages"])]
     mode: Option<String>,
     /// The Python that runs the workloads
     #[arg(long, default_value = "python3")]

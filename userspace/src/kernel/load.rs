@@ -15,8 +15,26 @@ use super::keeper::Keeper;
 pub enum Mode {
     /// Blocks of the C allocator, mappings, touched arena pages.
     Heap,
+    /// The same, of a Python that asks the C allocator for every object.
+    Objects,
     /// Resident pages.
     Pages,
+}
+
+impl Mode {
+    /// Its name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Heap => "heap",
+            Self::Objects => "objects",
+            Self::Pages => "pages",
+        }
+    }
+
+    /// Are blocks counted, rather than pages?
+    pub fn counts_blocks(self) -> bool {
+        self != Self::Pages
+    }
 }
 
 /// Why the probes could not be loaded. Each says what was tried; `hint` says what to do.
@@ -111,7 +129,7 @@ impl Kernel {
 }
 
 fn wanted(name: &str, mode: Mode, rung: Rung) -> bool {
-    let heap = mode == Mode::Heap;
+    let heap = mode.counts_blocks();
     match name {
         "heap_session" => heap && rung == Rung::Session,
         "heap_enter_multi" | "heap_return_multi" => heap && rung == Rung::Multi,
@@ -173,7 +191,7 @@ fn open(mode: Mode, rung: Rung) -> Result<Object, LoadError> {
 /// Live blocks that can be known: by the machine's memory, one for every 8 KiB (smaller ones live in Python's arenas), and a million
 /// at most. The table's buckets are the only memory it takes before it is used: 16 bytes an entry.
 fn block_entries(mode: Mode) -> u32 {
-    if mode == Mode::Pages {
+    if !mode.counts_blocks() {
         return 1;
     }
     let pages = procfs_pages().unwrap_or(1 << 20);
@@ -206,15 +224,15 @@ fn assemble(
     mode: Mode,
     rung: Rung,
 ) -> Result<(Kernel, Attacher, Drain), LoadError> {
-    let heap = match (mode, rung) {
-        (Mode::Pages, _) => None,
-        (Mode::Heap, Rung::Session) => Some(HeapPrograms::Session(program(&object, "heap_session")?)),
-        (Mode::Heap, Rung::Multi) => Some(HeapPrograms::Pair {
+    let heap = match (mode.counts_blocks(), rung) {
+        (false, _) => None,
+        (true, Rung::Session) => Some(HeapPrograms::Session(program(&object, "heap_session")?)),
+        (true, Rung::Multi) => Some(HeapPrograms::Pair {
             enter: program(&object, "heap_enter_multi")?,
             exit: program(&object, "heap_return_multi")?,
             multi: true,
         }),
-        (Mode::Heap, Rung::Single) => Some(HeapPrograms::Pair {
+        (true, Rung::Single) => Some(HeapPrograms::Pair {
             enter: program(&object, "heap_enter_single")?,
             exit: program(&object, "heap_return_single")?,
             multi: false,

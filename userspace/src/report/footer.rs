@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::columns::mib;
-use super::model::{Health, ProcessReport};
+use super::model::{Health, ProcessReport, Tool};
 use super::select::Tables;
 use super::{Options, escape};
 
@@ -29,6 +29,15 @@ pub(super) fn write_other(process: &ProcessReport, precision: usize, out: &mut d
         writeln!(out, "{:>6} {:>12} {net:>12}   ({})", "", "", escape(&other.reason))?;
     }
     write!(out, "\n\n")
+}
+
+/// What the program would not have had without us, only where the numbers are of that.
+pub(super) fn write_environment(tool: &Tool, out: &mut dyn Write) -> io::Result<()> {
+    if tool.environment.is_empty() {
+        return Ok(());
+    }
+    let set = tool.environment.iter().map(|variable| escape(variable)).collect::<Vec<_>>().join(" ");
+    writeln!(out, "Measured with {set} in the program's environment.")
 }
 
 /// The last line, only where something went wrong.

@@ -36,6 +36,8 @@ struct JsonTool<'r> {
     version: &'r str,
     mode: &'r str,
     kernel: &'r str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    environment: &'r [String],
 }
 
 #[derive(Serialize)]
@@ -139,7 +141,7 @@ fn acts_on_terminals(character: char) -> bool {
 }
 
 fn tool(tool: &Tool) -> JsonTool<'_> {
-    JsonTool { version: &tool.version, mode: &tool.mode, kernel: &tool.kernel }
+    JsonTool { version: &tool.version, mode: &tool.mode, kernel: &tool.kernel, environment: &tool.environment }
 }
 
 fn health(health: &Health) -> JsonHealth<'_> {

@@ -16,10 +16,12 @@ pub struct Report {
 pub struct Tool {
     /// Version of rmprof-bpf.
     pub version: String,
-    /// `heap` or `pages`.
+    /// `heap`, `objects` or `pages`.
     pub mode: String,
     /// `uname -r`.
     pub kernel: String,
+    /// What was set in the program's environment for the sake of the numbers: `NAME=value`.
+    pub environment: Vec<String>,
 }
 
 /// Counters of everything that could make a number wrong. All zero is a clean report.

@@ -21,11 +21,8 @@ pub fn assemble(images: &mut BTreeMap<ProcessId, Image>, totals: &Totals, plan: 
     let mode = plan.mode;
     let mut health = health_of(totals, mode);
     let processes = images.values_mut().map(|image| process(image, totals, plan, &mut health)).collect();
-    let mode = match mode {
-        Mode::Heap => "heap",
-        Mode::Pages => "pages",
-    };
-    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.into(), kernel };
+    let environment = if mode == Mode::Objects { vec![super::MALLOC_FOR_OBJECTS.into()] } else { Vec::new() };
+    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.name().into(), kernel, environment };
     Report { tool, health, processes }
 }
 
@@ -35,7 +32,7 @@ fn health_of(totals: &Totals, mode: Mode) -> Health {
     };
     let faults = COUNTERS.iter().zip(&totals.counters).filter(|(row, value)| row.loses && **value > 0);
     let of_blocks = totals.sites.iter().map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases));
-    let of_blocks = if mode == Mode::Heap { of_blocks.fold(0, u64::saturating_add) } else { 0 };
+    let of_blocks = if mode.counts_blocks() { of_blocks.fold(0, u64::saturating_add) } else { 0 };
     Health {
         events: count("events").saturating_add(of_blocks),
         lost: faults.clone().map(|(_, value)| *value).sum(),
@@ -175,7 +172,7 @@ fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
         frees: sums.frees,
         peak_bytes: None,
         // Resident pages have no owner: what a line gained is not known to be what another lost.
-        live_bytes: if mode == Mode::Heap { sums.live } else { 0 },
+        live_bytes: if mode.counts_blocks() { sums.live } else { 0 },
     }
 }
 

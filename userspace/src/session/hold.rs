@@ -81,7 +81,7 @@ impl Hold {
                 None
             }
         });
-        let wanted = shim.filter(|_| preload && mode == Mode::Heap);
+        let wanted = shim.filter(|_| preload && mode.counts_blocks());
         let library = wanted.and_then(|shim| match library_of(shim) {
             Ok(library) => Some(library),
             Err(error) => {
@@ -130,7 +130,7 @@ impl Hold {
                 Ok(more) => links.extend(more),
                 Err(error) => self.note(format!("process {pid}: should we be killed, it goes on counting: {error}")),
             }
-        } else if self.mode == Mode::Heap {
+        } else if self.mode.counts_blocks() {
             for library in libraries.iter().filter(|library| library.name != tally::FILE) {
                 match self.attacher.attach_heap(number, &library.file, &library.points) {
                     Ok(more) => links.extend(more),
@@ -181,6 +181,12 @@ impl Hold {
             tally.end();
         }
         let last = self.attacher.forget(pid.as_raw().unsigned_abs());
+        if self.mode == Mode::Objects && last.is_some_and(|last| last.arena_caller != 0) {
+            self.note(format!(
+                "process {pid}: its Python did not heed PYTHONMALLOC=malloc: objects of up to 512 bytes were counted by the page, \
+                 as in heap mode\nhint: run it without -E and -I, and leave its environment as it is"
+            ));
+        }
         let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
         let death = Death {
             ended: SystemTime::now(),
@@ -239,7 +245,7 @@ impl Hold {
         let mut process: abi::rm_process = unsafe { std::mem::zeroed() };
         process.id = self.next_id().0;
         process.flags = match self.mode {
-            Mode::Heap => abi::RM_HEAP,
+            Mode::Heap | Mode::Objects => abi::RM_HEAP,
             Mode::Pages => abi::RM_PAGES,
         };
         seed_resident(&mut process, pid);

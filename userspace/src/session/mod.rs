@@ -27,13 +27,16 @@ use collector::{Collector, Message};
 use hold::Hold;
 use progress::Progress;
 
-use crate::kernel::{Drain, Kernel, LoadError, Totals};
+use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals};
 use crate::launch::Shim;
 use crate::plan::RunPlan;
 use crate::target::credentials::{self, Credentials, CredentialsError};
 use crate::target::signals::Signals;
 use crate::target::spawn::{Command, SpawnError};
 use crate::target::supervise;
+
+/// What makes CPython ask the C allocator for every object (Objects/obmalloc.c, _PyMem_SetupAllocators).
+const MALLOC_FOR_OBJECTS: &str = "PYTHONMALLOC=malloc";
 
 /// How long records may wait in the ring buffer.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
@@ -175,6 +178,12 @@ fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     if let Some(credentials) = &credentials {
         credentials.apply_to(&mut env);
+    }
+    if plan.mode == Mode::Objects
+        && let Some((name, value)) = MALLOC_FOR_OBJECTS.split_once('=')
+    {
+        env.retain(|(other, _)| other != name);
+        env.push((name.into(), value.into()));
     }
     if let Some(shim) = shim {
         let existing = env.iter().find(|(name, _)| name == "PYTHONPATH").map(|(_, value)| value.clone());

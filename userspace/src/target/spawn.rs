@@ -118,7 +118,7 @@ impl SpawnError {
             Self::NotExecutable { .. } => "check that it is a program for this machine",
             Self::Credentials { .. } => "use `--as-root` to run it as root",
             Self::Trace { .. } => {
-                "another tracer, a seccomp filter or /proc/sys/kernel/yama/ptrace_scope = 3 forbids it; `attach` needs no tracing"
+                "another tracer, a seccomp filter or /proc/sys/kernel/yama/ptrace_scope = 3 forbids it"
             }
             Self::NulByte { .. } => "remove the NUL byte",
             Self::System { .. } => "check the limits on processes and open files (ulimit -u, ulimit -n)",

@@ -54,7 +54,7 @@ fn process(functions: Vec<Function>) -> ProcessReport {
 }
 
 fn report(processes: Vec<ProcessReport>) -> Report {
-    let tool = Tool { version: "0.1.0".into(), mode: "heap".into(), kernel: "6.18.44".into() };
+    let tool = Tool { version: "0.1.0".into(), mode: "heap".into(), kernel: "6.18.44".into(), environment: Vec::new() };
     Report { tool, processes, ..Report::default() }
 }
 
