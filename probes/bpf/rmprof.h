@@ -388,14 +388,14 @@ enum rm_tally_limits {
 	RM_TALLY_SITES = 1 << 17, /* different stacks of one image */
 	RM_TALLY_SITE_BITS = 18,  /* of a block's value: its site plus one, below its size */
 	RM_TALLY_KEYS = 7,        /* of a bucket */
-	RM_TALLY_LEVELS = 4,      /* of a table; each has 1 << RM_TALLY_LEVEL_SHIFT times the buckets of the one before */
+	RM_TALLY_LEVELS = 5,      /* of a table, at most; each has 1 << RM_TALLY_LEVEL_SHIFT times the buckets of the one before */
 	RM_TALLY_LEVEL_SHIFT = 3,
-	RM_TALLY_STACK_BUCKETS = 1 << 8,  /* in the first level of the table of stacks */
-	RM_TALLY_BLOCK_BUCKETS = 1 << 10, /* and of that of blocks: room for some four million */
+	RM_TALLY_STACK_BUCKETS = 1 << 8,  /* in the first level of the table of stacks, which has four */
+	RM_TALLY_BLOCK_BUCKETS = 1 << 10, /* and of that of blocks, which has five: room for some thirty million */
 	RM_TALLY_BUCKET_BYTES = 128,
 	RM_TALLY_SITE_BYTES = 64,
 	RM_TALLY_FIRST_SITES = 1 << 13, /* in the first part */
-	RM_TALLY_HEAD_BYTES = 2 * RM_PAGE,
+	RM_TALLY_HEAD_BYTES = 6 * RM_PAGE,
 
 	/* Where things are in a segment. The first part, up to the third levels, is there from the start, the others when they are needed:
 	 * a program's address space may be limited. */
@@ -407,7 +407,8 @@ enum rm_tally_limits {
 	RM_TALLY_STACKS_3_AT = RM_TALLY_STACKS_2_AT + RM_TALLY_STACK_BUCKETS * 64 * RM_TALLY_BUCKET_BYTES,
 	RM_TALLY_BLOCKS_2_AT = RM_TALLY_STACKS_3_AT + RM_TALLY_STACK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,
 	RM_TALLY_BLOCKS_3_AT = RM_TALLY_BLOCKS_2_AT + RM_TALLY_BLOCK_BUCKETS * 64 * RM_TALLY_BUCKET_BYTES,
-	RM_TALLY_BYTES = RM_TALLY_BLOCKS_3_AT + RM_TALLY_BLOCK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_BLOCKS_4_AT = RM_TALLY_BLOCKS_3_AT + RM_TALLY_BLOCK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_BYTES = RM_TALLY_BLOCKS_4_AT + RM_TALLY_BLOCK_BUCKETS * 4096 * RM_TALLY_BUCKET_BYTES,
 	RM_TALLY_PAGES = RM_TALLY_BYTES / RM_PAGE,
 
 	RM_TALLY_SEGMENTS = 64, /* of one image: its own, and those of its forks that are alive; a page stands before the first */
@@ -457,6 +458,8 @@ struct rm_tally {
 	rm_u32 site_count;   /* sites handed out */
 	rm_u32 careful;      /* walks still to be made with reads that cannot fault */
 	rm_u32 refused;      /* such a walk met something that is no frame: no stack is read any more */
+	rm_u32 region_shift; /* in the larger levels, blocks whose addresses differ only in so many low bits share a bucket */
+	rm_u32 pad;
 	rm_u32 announcements; /* user space counts it up when stacks may not have been heard of: sites tell them again */
 	rm_u64 siteless[2];  /* bytes of events without a site, allocated and released */
 	rm_u64 counters[RM_COUNTERS]; /* by enum rm_counter */

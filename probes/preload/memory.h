@@ -36,7 +36,7 @@ static inline void touch(struct rm_tally *t, __u32 offset)
 }
 
 /* The parts of a segment, each mapped by itself. */
-enum part { FIRST, MORE_SITES, STACKS_2, STACKS_3, BLOCKS_2, BLOCKS_3, PARTS };
+enum part { FIRST, MORE_SITES, STACKS_2, STACKS_3, BLOCKS_2, BLOCKS_3, BLOCKS_4, PARTS };
 static const __u32 part_at[PARTS + 1] = {
 	0,
 	RM_TALLY_MORE_SITES_AT,
@@ -44,6 +44,7 @@ static const __u32 part_at[PARTS + 1] = {
 	RM_TALLY_STACKS_3_AT,
 	RM_TALLY_BLOCKS_2_AT,
 	RM_TALLY_BLOCKS_3_AT,
+	RM_TALLY_BLOCKS_4_AT,
 	RM_TALLY_BYTES,
 };
 static char *parts[PARTS];

@@ -166,7 +166,7 @@ static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack)
 	number = __atomic_fetch_add(&t->site_count, 1, __ATOMIC_RELAXED);
 	site = number < RM_TALLY_SITES ? site_at(t, number) : 0;
 	/* Two threads that meet it at once make two sites, which are summed where they are read. */
-	if (!site || !put(t, &stacks, stack, number + 1))
+	if (!site || put(t, &stacks, stack, number + 1) == NO_ROOM)
 		return 0;
 	site->announced = t->announcements;
 	rmprof_site_stack(number);

@@ -10,6 +10,7 @@
  */
 struct table {
 	__u32 buckets; /* of the first level */
+	__u32 depth;   /* how many levels there are */
 	struct {
 		enum part part;
 		__u32 at; /* of the segment */
@@ -20,33 +21,38 @@ struct table {
 
 static const struct table stacks = {
 	RM_TALLY_STACK_BUCKETS,
+	4,
 	{ { FIRST, RM_TALLY_STACKS_AT }, { FIRST, SECOND_LEVEL(STACK) }, { STACKS_2, RM_TALLY_STACKS_2_AT }, { STACKS_3, RM_TALLY_STACKS_3_AT } },
 };
 static const struct table blocks = {
 	RM_TALLY_BLOCK_BUCKETS,
-	{ { FIRST, RM_TALLY_BLOCKS_AT }, { FIRST, SECOND_LEVEL(BLOCK) }, { BLOCKS_2, RM_TALLY_BLOCKS_2_AT }, { BLOCKS_3, RM_TALLY_BLOCKS_3_AT } },
+	5,
+	{
+		{ FIRST, RM_TALLY_BLOCKS_AT },
+		{ FIRST, SECOND_LEVEL(BLOCK) },
+		{ BLOCKS_2, RM_TALLY_BLOCKS_2_AT },
+		{ BLOCKS_3, RM_TALLY_BLOCKS_3_AT },
+		{ BLOCKS_4, RM_TALLY_BLOCKS_4_AT },
+	},
 };
 
-static inline __u64 hash_of(__u64 key)
-{
-	return (key >> 4) * 0x9e3779b97f4a7c15ull;
-}
-
-/* Where the bucket of a hash is in the segment. */
-static inline __u32 bucket_at(const struct table *table, __u32 level, __u64 hash)
+/*
+ * Where the bucket of a key is in the segment. The first two levels are small, and spread their keys. In the others, which a large
+ * heap takes, neighbours stay neighbours: who walks through memory walks through the table, and not all over it.
+ */
+static inline __u32 bucket_at(const struct rm_tally *t, const struct table *table, __u32 level, __u64 key)
 {
 	__u32 size = table->buckets << level * RM_TALLY_LEVEL_SHIFT;
+	__u64 index = level < 2 ? (key >> 4) * 0x9e3779b97f4a7c15ull >> 32 : key >> (t->region_shift & 63);
 
-	return table->levels[level].at + ((__u32)(hash >> 32) & (size - 1)) * RM_TALLY_BUCKET_BYTES;
+	return table->levels[level].at + ((__u32)index & (size - 1)) * RM_TALLY_BUCKET_BYTES;
 }
 
 /* The place of a key, in *found; -1: it is not there. */
 static inline int find(const struct rm_tally *t, const struct table *table, __u64 key, struct rm_tally_bucket **found)
 {
-	__u64 hash = hash_of(key);
-
-	for (__u32 level = 0; level < RM_TALLY_LEVELS; level++) {
-		__u32 offset = bucket_at(table, level, hash);
+	for (__u32 level = 0; level < table->depth; level++) {
+		__u32 offset = bucket_at(t, table, level, key);
 		struct rm_tally_bucket *bucket;
 
 		if (unlikely(!is_touched(t, offset)))
@@ -66,30 +72,44 @@ static inline int find(const struct rm_tally *t, const struct table *table, __u6
 	return -1;
 }
 
-/* Puts in a key that is not there. False: there is no room. */
-static inline bool put(struct rm_tally *t, const struct table *table, __u64 key, __u64 value)
-{
-	__u64 hash = hash_of(key);
+/* How a key got in. */
+enum put { PUT, REPLACED, NO_ROOM };
 
-	for (__u32 level = 0; level < RM_TALLY_LEVELS; level++) {
-		__u32 offset = bucket_at(table, level, hash);
+/* Puts in a key that is not there, or that was missed when it went. */
+static inline enum put put(struct rm_tally *t, const struct table *table, __u64 key, __u64 value)
+{
+	for (__u32 level = 0; level < table->depth; level++) {
+		__u32 offset = bucket_at(t, table, level, key);
 		struct rm_tally_bucket *bucket = place(table->levels[level].part, offset);
+		int free = -1;
 
 		if (unlikely(!bucket))
-			return false;
+			return NO_ROOM;
 		touch(t, offset);
-		for (int i = 0; i < RM_TALLY_KEYS; i++) {
+again:
+		for (int i = RM_TALLY_KEYS - 1; i >= 0; i--) {
+			__u64 there = __atomic_load_n(&bucket->keys[i], __ATOMIC_RELAXED);
+
+			if (unlikely(there == key)) {
+				bucket->values[i] = value;
+				return REPLACED;
+			}
+			if (!there)
+				free = i;
+		}
+		if (likely(free >= 0)) {
 			__u64 none = 0;
 
-			if (!bucket->keys[i] &&
-			    __atomic_compare_exchange_n(&bucket->keys[i], &none, key, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
-				__atomic_store_n(&bucket->values[i], value, __ATOMIC_RELEASE);
-				return true;
+			if (unlikely(!__atomic_compare_exchange_n(&bucket->keys[free], &none, key, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))) {
+				free = -1; /* another thread took it */
+				goto again;
 			}
+			__atomic_store_n(&bucket->values[free], value, __ATOMIC_RELEASE);
+			return PUT;
 		}
 		bucket->overflowed = 1;
 	}
-	return false;
+	return NO_ROOM;
 }
 
 #endif

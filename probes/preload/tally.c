@@ -135,16 +135,11 @@ static inline void released(struct rm_tally *t, struct rm_tally_site *site, stru
 
 static inline void remember(struct rm_tally *t, const void *address, __u64 bytes, __u32 site)
 {
-	struct rm_tally_bucket *bucket;
 	__u64 value = bytes << RM_TALLY_SITE_BITS | site;
-	int at = find(t, &blocks, (__u64)address, &bucket);
+	enum put how = value >> RM_TALLY_SITE_BITS == bytes ? put(t, &blocks, (__u64)address, value) : NO_ROOM;
 
-	if (unlikely(at >= 0)) {
-		bucket->values[at] = value;
-		count(t, RM_COUNT_BLOCK_REPLACED);
-	} else if (unlikely(value >> RM_TALLY_SITE_BITS != bytes || !put(t, &blocks, (__u64)address, value))) {
-		count(t, RM_COUNT_BLOCKS_FULL);
-	}
+	if (unlikely(how != PUT))
+		count(t, how == NO_ROOM ? RM_COUNT_BLOCKS_FULL : RM_COUNT_BLOCK_REPLACED);
 }
 
 static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u32 number, const void *address, __u64 bytes)
@@ -207,8 +202,11 @@ static struct rm_tally *first_part(void)
 {
 	struct rm_tally *t = (struct rm_tally *)place(FIRST, 0);
 
-	for (__u32 page = 0; t && page < RM_TALLY_HEAD_BYTES / RM_PAGE; page++)
+	/* All of the head is there from now on: what says so is in it. */
+	for (__u32 page = 0; t && page < RM_TALLY_HEAD_BYTES / RM_PAGE; page++) {
 		touch(t, page * RM_PAGE);
+		((volatile char *)t)[page * RM_PAGE] |= 0;
+	}
 	if (t)
 		t->magic = RM_TALLY_MAGIC;
 	return t;
@@ -443,7 +441,7 @@ PUBLIC void *realloc(void *old, size_t bytes)
 	address = WITH_DEPTH(real_realloc(old, bytes));
 	if (likely(address || (old && !bytes)))
 		record_move(t, old, taken, address, bytes);
-	else if (taken.known && !put(t, &blocks, (__u64)old, taken.value)) /* it failed and changed nothing */
+	else if (taken.known && put(t, &blocks, (__u64)old, taken.value) == NO_ROOM) /* it failed and changed nothing */
 		count(t, RM_COUNT_BLOCKS_FULL);
 	return address;
 }

@@ -279,7 +279,8 @@ impl Watcher for Hold {
         let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
         let links = self.attach(child, &libraries, tally.as_deref());
         if let Some(tally) = &tally {
-            tally.begin(&process, self.watched.get(&parent).and_then(|parent| parent.tally.as_deref()));
+            let of_parent = self.watched.get(&parent).and_then(|parent| parent.tally.as_deref());
+            tally.begin(&process, self.mode == Mode::Objects, of_parent);
         }
         let held = Held { id: ProcessId(process.id), links, interpreter, layout, tally };
         self.begin(child, process, held, Some(parent_id));
@@ -335,7 +336,7 @@ impl Watcher for Hold {
         }
         let links = self.attach(pid, &allocators, tally.as_deref());
         if let Some(tally) = &tally {
-            tally.begin(&process, None);
+            tally.begin(&process, self.mode == Mode::Objects, None);
         }
         let held = Held { id: ProcessId(process.id), links, interpreter, layout, tally };
         self.begin(pid, process, held, None);

@@ -168,8 +168,9 @@ impl Segment {
         self.word(offset).load(Ordering::Relaxed)
     }
 
-    /// Tells the process, which is held, how to find its frames, and lets it count.
-    pub fn begin(&self, process: &abi::rm_process, parent: Option<&Segment>) {
+    /// Tells the process, which is held, how to find its frames, and lets it count. `small_blocks`: most of its blocks are of some
+    /// tens of bytes, not of hundreds.
+    pub fn begin(&self, process: &abi::rm_process, small_blocks: bool, parent: Option<&Segment>) {
         let careful = offset_of!(abi::rm_tally, careful);
         let refused = offset_of!(abi::rm_tally, refused);
         let (walks, doubt) = parent.map_or((CAREFUL_WALKS, 0), |parent| {
@@ -178,6 +179,9 @@ impl Segment {
         });
         self.half(careful).store(walks, Ordering::Relaxed);
         self.half(refused).store(doubt, Ordering::Relaxed);
+        // A bucket has room for seven: as many blocks of over 512 bytes as a page has, or of 32 and more as 256 bytes have.
+        let shift = if small_blocks { 8 } else { 12 };
+        self.half(offset_of!(abi::rm_tally, region_shift)).store(shift, Ordering::Relaxed);
         let to: NonNull<abi::rm_process> = self.at(offset_of!(abi::rm_tally, process)).cast();
         // SAFETY: there is room for one in the head, and the process that may look at it is held.
         unsafe { to.write_unaligned(*process) };
