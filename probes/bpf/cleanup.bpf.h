@@ -12,23 +12,40 @@ static __always_inline bool is_opcode(const struct rm_clean_up *known, const __u
 	return found == opcode || (!index && found == known->line);
 }
 
-/* Does the clean-up begin at `index`, at most CLEAN_UP_UNITS - 4? */
+static __always_inline bool is_load(const struct rm_clean_up *known, const __u16 *units, __u32 index)
+{
+	return is_opcode(known, units, index, known->load[0]) || is_opcode(known, units, index, known->load[1]);
+}
+
+/* Only the first of a line may be hidden, and that is never the second load. */
+static __always_inline bool is_load_again(const struct rm_clean_up *known, __u16 unit)
+{
+	return (unit & 0xff) == known->again[0] || (unit & 0xff) == known->again[1];
+}
+
+/* Does the clean-up begin at `index`, at most CLEAN_UP_UNITS - 4? Three loads of one constant, by argument: the interpreter may have
+ * replaced some of them by a form of their own (LOAD_CONST_IMMORTAL), or they are one load and copies. */
 static __always_inline bool clean_up_begins(const struct rm_clean_up *known, const __u16 *units, __u32 index)
 {
 	__u16 call = units[index + 3];
 
-	if (is_opcode(known, units, index, known->load) && units[index + 1] == units[index + 2] &&
-	    (units[index + 1] & 0xff) == known->again && call >> 8 == known->argument &&
-	    (known->again != known->load || units[index + 1] >> 8 == units[index] >> 8))
+	if (is_load(known, units, index) && is_load_again(known, units[index + 1]) && is_load_again(known, units[index + 2]) &&
+	    units[index + 1] >> 8 == units[index + 2] >> 8 && call >> 8 == known->argument &&
+	    (known->again[0] != known->load[0] || units[index + 1] >> 8 == units[index] >> 8))
 		return known->calls[call >> 5 & 7] >> (call & 31) & 1;
 	/* The first instruction of a line may be hidden: this one would match anything. */
 	return (units[index] & 0xff) == known->raised;
 }
 
+static __always_inline bool is_before(const struct rm_clean_up *known, const __u16 *units, __u32 index, __u32 before)
+{
+	return is_opcode(known, units, index, before & 0xff) && units[index] >> 8 == before >> 8;
+}
+
 static __always_inline bool may_stand_before(const struct rm_clean_up *known, const __u16 *units, __u32 index)
 {
-	return (is_opcode(known, units, index, known->before[0] & 0xff) && units[index] >> 8 == known->before[0] >> 8) ||
-	       (is_opcode(known, units, index, known->before[1] & 0xff) && units[index] >> 8 == known->before[1] >> 8);
+	return is_before(known, units, index, known->before[0]) || is_before(known, units, index, known->before[1]) ||
+	       is_before(known, units, index, known->before[2]);
 }
 
 static __always_inline bool is_clean_up(const struct rm_clean_up *known, const __u16 *units)
@@ -46,7 +63,7 @@ static __always_inline bool at_clean_up(const struct rm_layout *layout, __u64 fr
 	union fields fields = {};
 	__u64 at;
 
-	if (layout->clean_up.load == RM_ABSENT)
+	if (layout->clean_up.load[0] == RM_ABSENT)
 		return false;
 	if (bytes > RM_FRAME_READ)
 		bytes = RM_FRAME_READ;

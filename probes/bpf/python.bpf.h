@@ -159,7 +159,7 @@ static long walk_step(__u32 index, struct walk *walk)
 		return 1;
 	}
 	if (!is_shim(layout, &frame)) {
-		code = field64(&frame, layout->frame_code);
+		code = field64(&frame, layout->frame_code) & ~(__u64)layout->frame_code_tags;
 		out->code = code;
 		/* 0, "not readable now": a code object in the file itself (deep-frozen modules), whose page is not there yet */
 		out->fingerprint = READ_USER(&head, RM_CODE_READ, code + layout->code_base) ?

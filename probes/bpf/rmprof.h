@@ -54,11 +54,11 @@ enum rm_position_kind {
  */
 struct rm_clean_up {
 	rm_u32 calls[8];  /* a set of opcodes: the call, and what the interpreter makes of it */
-	rm_u32 load;      /* opcode that loads the first None, or RM_ABSENT: no clean-up is told */
-	rm_u32 again;     /* opcode of the second and the third */
+	rm_u32 load[2];   /* opcodes that load the first None, or RM_ABSENT; the first absent: no clean-up is told */
+	rm_u32 again[2];  /* opcodes of the second and the third, or RM_ABSENT */
 	rm_u32 argument;  /* of the call */
 	rm_u32 raised;    /* opcode of the call after an exception */
-	rm_u32 before[2]; /* what may stand before either, opcode | argument << 8 */
+	rm_u32 before[3]; /* what may stand before either, opcode | argument << 8, or RM_ABSENT */
 	rm_u32 line;      /* opcode that hides the first of a line (INSTRUMENTED_LINE, 3.12+), or RM_ABSENT */
 };
 
@@ -70,6 +70,7 @@ struct rm_layout {
 	rm_u32 frame_bytes;        /* length of that read: to the last field wanted; what follows may be on a page that is not there yet */
 	rm_u32 frame_back;         /* within that read: the caller's frame, u64 */
 	rm_u32 frame_code;         /* within that read: the code object, u64 */
+	rm_u32 frame_code_tags;    /* bits of that word which are a tag and no part of the address (3.14+: 3), else 0 */
 	rm_u32 frame_position;     /* within that read: i32 or u64 by position_kind */
 	rm_u32 frame_owner;        /* within that read: i8, or RM_ABSENT */
 	rm_u32 owner_skip;         /* frames with this owner or more are the interpreter's own shims; RM_ABSENT: none are */

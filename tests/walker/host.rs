@@ -184,8 +184,15 @@ pub fn frame_bytes(layout: &Layout) -> u32 {
 }
 
 /// The walker has no use for it.
-const NO_CLEAN_UP: abi::rm_clean_up =
-    abi::rm_clean_up { calls: [0; 8], load: abi::RM_ABSENT, again: 0, argument: 0, raised: 0, before: [0; 2], line: 0 };
+const NO_CLEAN_UP: abi::rm_clean_up = abi::rm_clean_up {
+    calls: [0; 8],
+    load: [abi::RM_ABSENT; 2],
+    again: [0; 2],
+    argument: 0,
+    raised: 0,
+    before: [0; 3],
+    line: 0,
+};
 
 /// The layout field by field, each under its own name; the compiler sees to it that none is left out.
 fn layout_of(layout: &Layout) -> abi::rm_layout {
@@ -193,7 +200,7 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         ($($name:ident)*) => { abi::rm_layout { frame_bytes: frame_bytes(layout), lines_mended: 0, clean_up: NO_CLEAN_UP, $($name: layout.$name),* } };
     }
     by_name! {
-        thread_head thread_head_hop thread_thread_id frame_base frame_back frame_code frame_position frame_owner owner_skip
+        thread_head thread_head_hop thread_thread_id frame_base frame_back frame_code frame_code_tags frame_position frame_owner owner_skip
         position_kind code_base code_first_line code_filename code_name code_qualname code_line_table code_code code_version
         code_bytecode object_type str_length str_state str_ascii_data str_compact_data str_kind_shift str_compact_bit
         str_ascii_bit bytes_length bytes_data arena_bytes

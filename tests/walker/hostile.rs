@@ -71,7 +71,8 @@ impl Pieces {
     fn frame(&mut self, layout: &Layout, number: u64, back: u64, position: u64) {
         let mut frame = vec![0; FRAME_READ];
         set(&mut frame, layout.frame_back, &back.to_le_bytes());
-        set(&mut frame, layout.frame_code, &CODE.to_le_bytes());
+        // Where the pointer has tag bits they are set: no part of the address.
+        set(&mut frame, layout.frame_code, &(CODE | u64::from(layout.frame_code_tags)).to_le_bytes());
         let width = if layout.position_kind == POSITION_POINTER { 8 } else { 4 };
         set(&mut frame, layout.frame_position, &position.to_le_bytes()[..width]);
         self.put(frame_at(number).wrapping_add(layout.frame_base.into()), &frame);

@@ -15,6 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 mod opcodes;
+mod rules;
+
+use rules::{Name, Number, RULES};
 
 /// What was typed after `cargo xtask layouts`.
 #[derive(clap::Args, Clone, Debug)]
@@ -100,13 +103,12 @@ const FINALIZING: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, _
 const FINALIZING_OF_3_8: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, finalizing)")];
 const EVAL_FRAME: Fields = &[("interpreter_eval_frame", "offsetof(PyInterpreterState, eval_frame)")];
 
-const SINCE_3_12: Fields = &[
-    ("owner_skip", "FRAME_OWNED_BY_CSTACK"),
-    ("code_version", "offsetof(PyCodeObject, co_version)"),
-    ("arena_bytes", "ARENA_SIZE"),
-];
+const SINCE_3_12: Fields = &[("code_version", "offsetof(PyCodeObject, co_version)"), ("arena_bytes", "ARENA_SIZE")];
 
-const FRAME_OF_3_13: Fields = &[
+const OWNED_BY_C_STACK: Fields = &[("owner_skip", "FRAME_OWNED_BY_CSTACK")];
+const SINCE_3_14: Fields = &[("owner_skip", "FRAME_OWNED_BY_INTERPRETER"), ("frame_code_tags", "Py_TAG_BITS")];
+
+const FRAME_SINCE_3_13: Fields = &[
     ("thread_head", "offsetof(PyThreadState, current_frame)"),
     ("frame_code", "offsetof(_PyInterpreterFrame, f_executable)"),
     ("frame_position", "offsetof(_PyInterpreterFrame, instr_ptr)"),
@@ -116,6 +118,14 @@ const FRAME_OBJECT_HEADERS: &[&str] = &["frameobject.h", "internal/pycore_interp
 const FRAME_HEADERS: &[&str] = &["internal/pycore_interp.h", "internal/pycore_runtime.h", "internal/pycore_frame.h"];
 const SINCE_3_12_HEADERS: &[&str] =
     &["internal/pycore_interp.h", "internal/pycore_runtime.h", "internal/pycore_frame.h", "internal/pycore_obmalloc.h"];
+
+const SINCE_3_14_HEADERS: &[&str] = &[
+    "internal/pycore_interp.h",
+    "internal/pycore_runtime.h",
+    "internal/pycore_interpframe.h",
+    "internal/pycore_stackref.h",
+    "internal/pycore_obmalloc.h",
+];
 
 const MINORS: &[Minor] = &[
     Minor {
@@ -141,12 +151,17 @@ const MINORS: &[Minor] = &[
     Minor {
         number: 12,
         headers: SINCE_3_12_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12],
+        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, OWNED_BY_C_STACK],
     },
     Minor {
         number: 13,
         headers: SINCE_3_12_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, FRAME_OF_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12],
+        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, OWNED_BY_C_STACK],
+    },
+    Minor {
+        number: 14,
+        headers: SINCE_3_14_HEADERS,
+        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, SINCE_3_14],
     },
 ];
 
@@ -161,92 +176,6 @@ const OPTIONAL: &[&str] = &[
     "code_bytecode",
     "native_thread_id",
     "interpreter_eval_frame",
-];
-
-/// What a header does not say.
-struct Rule {
-    minors: std::ops::RangeInclusive<u32>,
-    field: &'static str,
-    /// `None`: the value comes from a header, and the rule says only how the field is to be used.
-    value: Option<RuleValue>,
-    /// The file of CPython's source it was read in, and what it says there.
-    source: &'static str,
-}
-
-#[derive(Clone, Copy)]
-enum RuleValue {
-    Number(u32),
-    Name(&'static str),
-}
-use RuleValue::{Name, Number};
-
-const RULES: &[Rule] = &[
-    Rule {
-        minors: 8..=9,
-        field: "position_kind",
-        value: Some(Number(0)),
-        source: "Python/ceval.c: f_lasti is set to INSTR_OFFSET(), bytes in co_code, before each instruction; -1 before the first",
-    },
-    Rule {
-        minors: 10..=10,
-        field: "position_kind",
-        value: Some(Number(1)),
-        source: "Python/ceval.c: f_lasti is set to INSTR_OFFSET(), code units of two bytes, before each instruction; -1 before the first",
-    },
-    Rule {
-        minors: 11..=12,
-        field: "position_kind",
-        value: Some(Number(2)),
-        source: "Python/ceval.c: frame->prev_instr = next_instr++ at the start of each instruction; one unit before the code at first",
-    },
-    Rule {
-        minors: 13..=13,
-        field: "position_kind",
-        value: Some(Number(2)),
-        source: "Python/generated_cases.c.h: frame->instr_ptr = next_instr at the start of each instruction",
-    },
-    Rule {
-        minors: 8..=9,
-        field: "line_table_kind",
-        value: Some(Name("lnotab")),
-        source: "Objects/codeobject.c, PyCode_Addr2Line; Objects/lnotab_notes.txt",
-    },
-    Rule {
-        minors: 10..=10,
-        field: "line_table_kind",
-        value: Some(Name("pep626")),
-        source: "Objects/codeobject.c, PyLineTable_NextAddressRange; Objects/lnotab_notes.txt",
-    },
-    Rule {
-        minors: 11..=13,
-        field: "line_table_kind",
-        value: Some(Name("pep657")),
-        source: "Objects/codeobject.c, get_line_delta and advance_with_locations; Include/internal/pycore_code.h",
-    },
-    Rule {
-        minors: 11..=12,
-        field: "thread_head_hop",
-        value: None,
-        source: "Include/cpython/pystate.h: the frame is PyThreadState.cframe->current_frame",
-    },
-    Rule {
-        minors: 12..=13,
-        field: "owner_skip",
-        value: None,
-        source: "Python/ceval.c, _PyEval_EvalFrameDefault: entry_frame.owner = FRAME_OWNED_BY_CSTACK marks its own frame on the C stack",
-    },
-    Rule {
-        minors: 8..=9,
-        field: "arena_bytes",
-        value: Some(Number(256 << 10)),
-        source: "Objects/obmalloc.c: ARENA_SIZE",
-    },
-    Rule {
-        minors: 10..=11,
-        field: "arena_bytes",
-        value: Some(Number(1 << 20)),
-        source: "Objects/obmalloc.c: ARENA_BITS 20 where WITH_PYMALLOC_RADIX_TREE (the default)",
-    },
 ];
 
 /// Fields of `_Py_DebugOffsets` (3.13 and later) that are compared with the layout while a process runs.
@@ -485,6 +414,9 @@ fn compile_and_run_in(folder: &Path, program: &str, include: &Path) -> Result<St
         .arg(include)
         .arg("-I")
         .arg(include.join("internal"))
+        // Debian's pyconfig.h includes <x86_64-linux-gnu/python3.N/pyconfig.h>, beside the folder of the headers.
+        .arg("-idirafter")
+        .arg(include.join(".."))
         .args([OsStr::new("-o"), binary.as_os_str(), source.as_os_str()])
         .output()
         .with_context(|| format!("cannot run {}\nhint: install a C compiler, or set CC", compiler.display()))?;

@@ -7,14 +7,14 @@
 //! | file | what it does |
 //! |---|---|
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
-//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.8 to 3.13 |
+//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.8 to 3.14 |
 //! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
 //! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
 //! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
 //!
 //! `profile(f)` returns `f` itself and wraps nothing: it marks `f.__code__`. From then on the interpreter tells the
 //! extension each line of that code that begins, and the extension calls `rmprof_site_line`, a function of one nop and one
-//! return where the kernel side's probe sits. In other interpreters than CPython 3.8 to 3.13 `profile` is the identity and
+//! return where the kernel side's probe sits. In other interpreters than CPython 3.8 to 3.14 `profile` is the identity and
 //! no site is called; any failure of ours has the same outcome. `-I`, `-E` and `-S` keep the shim out: no `profile` then.
 //!
 //! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each marked code object
@@ -30,8 +30,8 @@
 //! - `builtins.profile`; one finder more at `sys.meta_path[0]`, which answers for `memory_profiler` alone. `sys.modules` has
 //!   nothing more; under `-S` the directory stays on `sys.path`. A real `memory_profiler` is imported when the program asks
 //!   the stand-in for more than `profile`.
-//! - `_rmprof_launch.so` in its memory map. An empty program starts 2 to 3.5 ms later and has 0.6 to 0.9 MiB more resident
-//!   memory (3.8 to 3.13), most of it what compiling `marks.py` leaves in the allocators for the program to reuse.
+//! - `_rmprof_launch.so` in its memory map. An empty program starts 2 to 3.5 ms later and has 0.2 to 0.7 MiB more resident
+//!   memory, most of it what compiling `marks.py` leaves in the allocators for the program to reuse.
 //! - 3.12+, after the first mark: a `sys.monitoring` tool `rmprof-bpf`, id 3 where it is free (four audit
 //!   events `sys.monitoring.register_callback`).
 //! - 3.8 to 3.11, after the first mark: a frame evaluation function (PEP 523). It costs unmarked calls 0 to 4 ns up to 3.10

@@ -19,11 +19,13 @@ def _rmprof_bpf(path, cached):
             return profile if func is None else func
 
         builtins.profile = profile
-        if (3, 8) <= sys.version_info[:2] <= (3, 13) and sys.implementation.name == "cpython":
-            with sys.modules["io"].FileIO(directory + "/rmprof-marks.py") as file:
-                code = compile(file.readall(), "<rmprof-bpf>", "exec")
+        if (3, 8) <= sys.version_info[:2] <= (3, 14) and sys.implementation.name == "cpython":
+            with sys.modules["_io"].FileIO(directory + "/rmprof-marks.py") as file:
+                text = file.readall()
             space = {"__name__": "<rmprof-bpf>", "__builtins__": builtins}
-            exec(code, space)
+            # Piece by piece: what compiling takes stays with the allocators, and each piece uses that of the one before.
+            for piece in text.split(b"\n\n\n"):
+                exec(compile(piece, "<rmprof-bpf>", "exec"), space)
             builtins.profile = space["start"](directory)
         if getattr(sys, "pycache_prefix", None) and cached:
             # The import system has just kept a compiled copy under the user's PYTHONPYCACHEPREFIX.

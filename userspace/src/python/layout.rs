@@ -28,20 +28,35 @@ pub const POSITION_POINTER: u32 = 2;
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct CleanUpCodes {
-    /// Loads the first `None`.
-    pub load: u8,
-    /// The second and the third.
-    pub again: u8,
+    /// What may load the first `None`; one or two.
+    pub load: Vec<u8>,
+    /// What may load the second and the third; one or two.
+    pub again: Vec<u8>,
     /// The call, and what the interpreter makes of it.
     pub calls: Vec<u8>,
     /// The call's argument.
     pub argument: u8,
     /// The call after an exception.
     pub raised: u8,
-    /// What may stand before: opcode, argument.
-    pub before: [(u8, u8); 2],
+    /// What may stand before: opcode, argument; up to three.
+    pub before: Vec<(u8, u8)>,
     /// Hides the first instruction of a line (3.12 and later).
     pub line: Option<u8>,
+}
+
+impl CleanUpCodes {
+    /// The lists have to fit in `struct rm_clean_up`.
+    fn validate(&self) -> Result<(), String> {
+        let lists = [
+            ("load", self.load.len(), 1..=2),
+            ("again", self.again.len(), 1..=2),
+            ("before", self.before.len(), 0..=3),
+        ];
+        match lists.into_iter().find(|(_, length, room)| !room.contains(length)) {
+            Some((name, length, _)) => Err(format!("{name} of the clean-up has {length} opcodes")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The layout of one minor version, release build with GIL, x86-64: offsets in bytes from the start of the object, unless said.
@@ -67,6 +82,8 @@ pub struct Layout {
     pub frame_back: u32,
     /// Within that read: the code object, u64.
     pub frame_code: u32,
+    /// Bits of that word which are a tag and no part of the address (3.14 and later), else 0.
+    pub frame_code_tags: u32,
     /// Within that read: i32 or u64 by `position_kind`.
     pub frame_position: u32,
     /// Within that read: i8 owner.
@@ -149,6 +166,7 @@ const FILES: &[&str] = &[
     include_str!("../../layouts/3.11.json"),
     include_str!("../../layouts/3.12.json"),
     include_str!("../../layouts/3.13.json"),
+    include_str!("../../layouts/3.14.json"),
 ];
 
 /// All layouts, oldest version first.
@@ -163,7 +181,7 @@ pub fn for_version(major: u8, minor: u8) -> Option<&'static Layout> {
     known().iter().find(|layout| (layout.major, layout.minor) == (major, minor))
 }
 
-/// The versions that are known, for a person: `3.8 to 3.13`.
+/// The versions that are known, for a person: `3.8 to 3.14`.
 pub fn supported_range() -> String {
     match known() {
         [] => "none".into(),
@@ -206,6 +224,12 @@ impl Layout {
         }
         if self.position_kind == POSITION_POINTER && self.code_bytecode > LONGEST {
             return Err("code_bytecode is absent although the position is a pointer".into());
+        }
+        if self.frame_code_tags > 7 {
+            return Err(format!("frame_code_tags is {:#x}: code objects are aligned to 8", self.frame_code_tags));
+        }
+        if let Some(codes) = &self.clean_up {
+            codes.validate()?;
         }
         if [self.str_kind_shift, self.str_compact_bit, self.str_ascii_bit].iter().any(|bit| *bit > 29) {
             return Err("a bit of the state of str is beyond its word".into());
@@ -254,7 +278,7 @@ mod tests {
             assert_eq!(layout.debug_offsets.is_empty(), layout.minor < 13);
         }
         assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor)));
-        assert_eq!(supported_range(), "3.8 to 3.13");
+        assert_eq!(supported_range(), "3.8 to 3.14");
         assert_eq!(for_version(3, 11).map(|layout| layout.minor), Some(11));
         assert_eq!(for_version(3, 7), None);
     }

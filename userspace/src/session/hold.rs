@@ -411,6 +411,7 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         frame_bytes: frame_bytes(layout),
         frame_back: layout.frame_back,
         frame_code: layout.frame_code,
+        frame_code_tags: layout.frame_code_tags,
         frame_position: layout.frame_position,
         frame_owner: layout.frame_owner,
         owner_skip: layout.owner_skip,
@@ -442,11 +443,11 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
 
 const NO_CLEAN_UP: abi::rm_clean_up = abi::rm_clean_up {
     calls: [0; 8],
-    load: abi::RM_ABSENT,
-    again: abi::RM_ABSENT,
+    load: [abi::RM_ABSENT; 2],
+    again: [abi::RM_ABSENT; 2],
     argument: 0,
     raised: abi::RM_ABSENT,
-    before: [abi::RM_ABSENT; 2],
+    before: [abi::RM_ABSENT; 3],
     line: abi::RM_ABSENT,
 };
 
@@ -457,11 +458,18 @@ fn clean_up_of(codes: &CleanUpCodes) -> abi::rm_clean_up {
     }
     abi::rm_clean_up {
         calls,
-        load: codes.load.into(),
-        again: codes.again.into(),
+        load: filled(codes.load.iter().copied().map(u32::from)),
+        again: filled(codes.again.iter().copied().map(u32::from)),
         argument: codes.argument.into(),
         raised: codes.raised.into(),
-        before: codes.before.map(|(opcode, argument)| u32::from(opcode) | u32::from(argument) << 8),
+        before: filled(codes.before.iter().map(|(opcode, argument)| u32::from(*opcode) | u32::from(*argument) << 8)),
         line: codes.line.map_or(abi::RM_ABSENT, u32::from),
     }
+}
+
+/// What there is, and `RM_ABSENT` in the rest; more than there is room for was refused (`CleanUpCodes::validate`).
+fn filled<const N: usize>(values: impl Iterator<Item = u32>) -> [u32; N] {
+    let mut all = [abi::RM_ABSENT; N];
+    all.iter_mut().zip(values).for_each(|(place, value)| *place = value);
+    all
 }

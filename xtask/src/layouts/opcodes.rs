@@ -10,53 +10,64 @@ use serde_json::{Value, json};
 /// How the compilers of some minors write the clean-up (Python/compile.c, compiler_with and compiler_call_exit_with_nones).
 struct CleanUp {
     minors: std::ops::RangeInclusive<u32>,
-    load: &'static str,
-    again: &'static str,
+    /// What may load the first `None`; the first name is the compiler's, the others the interpreter's.
+    load: &'static [&'static str],
+    /// What may load the second and the third.
+    again: &'static [&'static str],
     /// The call, and with an underscore after it what the interpreter makes of it.
     call: &'static str,
     argument: u8,
     raised: &'static str,
     /// Opcode and argument.
-    before: [(&'static str, u8); 2],
+    before: &'static [(&'static str, u8)],
     line: Option<&'static str>,
 }
 
 const CLEAN_UPS: &[CleanUp] = &[
     CleanUp {
         minors: 9..=10,
-        load: "LOAD_CONST",
-        again: "DUP_TOP",
+        load: &["LOAD_CONST"],
+        again: &["DUP_TOP"],
         call: "CALL_FUNCTION",
         argument: 3,
         raised: "WITH_EXCEPT_START",
-        before: [("POP_BLOCK", 0), ("ROT_TWO", 0)],
+        before: &[("POP_BLOCK", 0), ("ROT_TWO", 0)],
         line: None,
     },
     CleanUp {
         minors: 11..=11,
-        load: "LOAD_CONST",
-        again: "LOAD_CONST",
+        load: &["LOAD_CONST"],
+        again: &["LOAD_CONST"],
         call: "PRECALL",
         argument: 2,
         raised: "WITH_EXCEPT_START",
-        before: [("PUSH_EXC_INFO", 0), ("SWAP", 2)],
+        before: &[("PUSH_EXC_INFO", 0), ("SWAP", 2)],
         line: None,
     },
     CleanUp {
         minors: 12..=13,
-        load: "LOAD_CONST",
-        again: "LOAD_CONST",
+        load: &["LOAD_CONST"],
+        again: &["LOAD_CONST"],
         call: "CALL",
         argument: 2,
         raised: "WITH_EXCEPT_START",
-        before: [("PUSH_EXC_INFO", 0), ("SWAP", 2)],
+        before: &[("PUSH_EXC_INFO", 0), ("SWAP", 2)],
+        line: Some("INSTRUMENTED_LINE"),
+    },
+    CleanUp {
+        minors: 14..=14,
+        load: &["LOAD_CONST", "LOAD_CONST_IMMORTAL"],
+        again: &["LOAD_CONST", "LOAD_CONST_IMMORTAL"],
+        call: "CALL",
+        argument: 3,
+        raised: "WITH_EXCEPT_START",
+        before: &[("PUSH_EXC_INFO", 0), ("SWAP", 3), ("SWAP", 2)],
         line: Some("INSTRUMENTED_LINE"),
     },
 ];
 
-/// Begin like the call and are others: different numbers on the stack.
-const NOT_THE_CALL: &[&str] =
-    &["CALL_FUNCTION_EX", "CALL_FUNCTION_KW", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2", "CALL_KW"];
+/// Begin like the call and are others, with what the interpreter makes of them: different numbers on the stack.
+const NOT_THE_CALL: &[&str] = &["CALL_FUNCTION_EX", "CALL_FUNCTION_KW", "CALL_INTRINSIC", "CALL_KW", "CALL_EX"];
 
 /// `clean_up` of a minor's layout; null where the clean-up is on no line of its own.
 ///
@@ -67,21 +78,20 @@ pub fn clean_up(minor: u32, include: &Path) -> Result<Value> {
     let opcodes = read(include)?;
     let number = |name: &str| opcodes.get(name).copied().with_context(|| format!("the headers have no opcode {name}"));
     let instrumented = format!("INSTRUMENTED_{}", known.call);
-    let is_call = |name: &str| {
-        let rest = name.strip_prefix(known.call);
-        name == instrumented || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    let is_of = |name: &str, family: &str| {
+        name.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
     };
-    let mut calls: Vec<u8> = opcodes
-        .iter()
-        .filter(|(name, _)| is_call(name) && !NOT_THE_CALL.contains(&name.as_str()))
-        .map(|(_, number)| *number)
-        .collect();
+    let is_call = |name: &str| {
+        name == instrumented || is_of(name, known.call) && !NOT_THE_CALL.iter().any(|other| is_of(name, other))
+    };
+    let mut calls: Vec<u8> = opcodes.iter().filter(|(name, _)| is_call(name)).map(|(_, number)| *number).collect();
     calls.sort_unstable();
+    let numbers = |names: &[&str]| names.iter().map(|name| number(name)).collect::<Result<Vec<_>>>();
     let before =
         known.before.iter().map(|(name, argument)| Ok((number(name)?, *argument))).collect::<Result<Vec<_>>>()?;
     Ok(json!({
-        "load": number(known.load)?,
-        "again": number(known.again)?,
+        "load": numbers(known.load)?,
+        "again": numbers(known.again)?,
         "calls": calls,
         "argument": known.argument,
         "raised": number(known.raised)?,

@@ -19,7 +19,8 @@ def files():
         folders[:] = sorted(f for f in folders if f not in ("site-packages", "dist-packages", "__pycache__"))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.endswith(".py") and os.path.getsize(path) < 60000:
+            # Debian's sitecustomize.py is a link, which may lead nowhere.
+            if name.endswith(".py") and os.path.isfile(path) and os.path.getsize(path) < 60000:
                 found.append(path)
     return found
 

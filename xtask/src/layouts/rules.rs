@@ -1,0 +1,105 @@
+//! What no header says of CPython's layout, each with the file of its source that it was read in.
+
+/// What a header does not say.
+pub struct Rule {
+    pub minors: std::ops::RangeInclusive<u32>,
+    pub field: &'static str,
+    /// `None`: the value comes from a header, and the rule says only how the field is to be used.
+    pub value: Option<RuleValue>,
+    /// The file of CPython's source it was read in, and what it says there.
+    pub source: &'static str,
+}
+
+#[derive(Clone, Copy)]
+pub enum RuleValue {
+    Number(u32),
+    Name(&'static str),
+}
+pub use RuleValue::{Name, Number};
+
+pub const RULES: &[Rule] = &[
+    Rule {
+        minors: 8..=9,
+        field: "position_kind",
+        value: Some(Number(0)),
+        source: "Python/ceval.c: f_lasti is set to INSTR_OFFSET(), bytes in co_code, before each instruction; -1 before the first",
+    },
+    Rule {
+        minors: 10..=10,
+        field: "position_kind",
+        value: Some(Number(1)),
+        source: "Python/ceval.c: f_lasti is set to INSTR_OFFSET(), code units of two bytes, before each instruction; -1 before the first",
+    },
+    Rule {
+        minors: 11..=12,
+        field: "position_kind",
+        value: Some(Number(2)),
+        source: "Python/ceval.c: frame->prev_instr = next_instr++ at the start of each instruction; one unit before the code at first",
+    },
+    Rule {
+        minors: 13..=14,
+        field: "position_kind",
+        value: Some(Number(2)),
+        source: "Python/generated_cases.c.h: frame->instr_ptr = next_instr at the start of each instruction",
+    },
+    Rule {
+        minors: 8..=9,
+        field: "line_table_kind",
+        value: Some(Name("lnotab")),
+        source: "Objects/codeobject.c, PyCode_Addr2Line; Objects/lnotab_notes.txt",
+    },
+    Rule {
+        minors: 10..=10,
+        field: "line_table_kind",
+        value: Some(Name("pep626")),
+        source: "Objects/codeobject.c, PyLineTable_NextAddressRange; Objects/lnotab_notes.txt",
+    },
+    Rule {
+        minors: 11..=14,
+        field: "line_table_kind",
+        value: Some(Name("pep657")),
+        source: "Objects/codeobject.c, get_line_delta and advance_with_locations; Include/internal/pycore_code.h",
+    },
+    Rule {
+        minors: 11..=12,
+        field: "thread_head_hop",
+        value: None,
+        source: "Include/cpython/pystate.h: the frame is PyThreadState.cframe->current_frame",
+    },
+    Rule {
+        minors: 12..=13,
+        field: "owner_skip",
+        value: None,
+        source: "Python/ceval.c, _PyEval_EvalFrameDefault: entry_frame.owner = FRAME_OWNED_BY_CSTACK marks its own frame on the C stack",
+    },
+    Rule {
+        minors: 14..=14,
+        field: "owner_skip",
+        value: None,
+        source: "Include/internal/pycore_interpframe.h, _PyFrame_IsIncomplete: owner >= FRAME_OWNED_BY_INTERPRETER are the interpreter's own",
+    },
+    Rule {
+        minors: 8..=13,
+        field: "frame_code_tags",
+        value: Some(Number(0)),
+        source: "Include/frameobject.h, Include/internal/pycore_frame.h: f_code and f_executable are plain pointers",
+    },
+    Rule {
+        minors: 14..=14,
+        field: "frame_code_tags",
+        value: None,
+        source: "Include/internal/pycore_stackref.h: f_executable is a _PyStackRef, a pointer with tag bits",
+    },
+    Rule {
+        minors: 8..=9,
+        field: "arena_bytes",
+        value: Some(Number(256 << 10)),
+        source: "Objects/obmalloc.c: ARENA_SIZE",
+    },
+    Rule {
+        minors: 10..=11,
+        field: "arena_bytes",
+        value: Some(Number(1 << 20)),
+        source: "Objects/obmalloc.c: ARENA_BITS 20 where WITH_PYMALLOC_RADIX_TREE (the default)",
+    },
+];
