@@ -15,7 +15,10 @@
 enum {
 	KEY_LIMIT = 1024,    /* PTHREAD_KEYS_MAX of glibc */
 	KEYS_OF_BLOCK = 32,  /* PTHREAD_KEY_2NDLEVEL_SIZE of glibc, nptl/descr.h */
+	MODULE_LIMIT = 1 << 16, /* modules with variables of threads; more are not believed */
 };
+
+#define TLS_DTV_UNALLOCATED 0xffffffffffffffffull /* glibc, sysdeps/generic/dl-dtv.h */
 
 /*
  * What is read of a frame or a code object. On the stack of the program: copies there are cheaper to check for the kernel than
@@ -43,28 +46,69 @@ static __always_inline __u64 mix(__u64 hash, __u64 value)
 	return hash ^ (hash >> 29);
 }
 
-/*
- * Where the thread with thread pointer `fsbase` keeps its PyThreadState: under a pthread key (Python/pystate.c, autoTSSkey), where it
- * stays while the GIL is released. The place is the thread's for life: callers keep it. Returns a stack status.
- */
-static __always_inline __u32 find_slot(struct rm_process *process, __u64 fsbase, __u64 *slot)
+/* The pthread key under which the interpreter keeps thread states, plus one; 1 where it needs none. 0: it has not begun to keep any. */
+static __always_inline __u32 find_key(const struct rm_process *process)
 {
 	struct {
 		__u32 initialized;
 		__u32 key;
 	} tss = {};
+	__u64 head = 0;
+
+	/* A read fails before the loader has relocated the interpreter. */
+	if (!process->key_address)
+		return 0;
+	if (process->slot_kind == RM_SLOT_VARIABLE)
+		return !READ_USER(&head, sizeof(head), process->key_address) && head;
+	if (READ_USER(&tss, sizeof(tss), process->key_address - sizeof(tss.initialized)) || !tss.initialized || tss.key >= KEY_LIMIT)
+		return 0;
+	return tss.key + 1;
+}
+
+/*
+ * Where a thread has its copy of a variable that is `offset` into the block of a module: glibc's dynamic thread vector, whose address
+ * follows the thread pointer (sysdeps/x86_64/nptl/tls.h, tcbhead_t; elf/dl-tls.c). Returns a stack status.
+ */
+static __always_inline __u32 find_in_module(__u64 module_index, __s64 offset, __u64 fsbase, __u64 *slot)
+{
+	struct {
+		__u64 module;
+		__u64 offset;
+	} index = {};
+	__u64 vector = 0, block = 0;
+
+	if (READ_USER(&index, sizeof(index), module_index) || READ_USER(&vector, sizeof(vector), fsbase + sizeof(vector)))
+		return RM_STACK_UNREADABLE;
+	if (!index.module || index.module > MODULE_LIMIT)
+		return RM_STACK_UNREADABLE;
+	if (READ_USER(&block, sizeof(block), vector + 16 * index.module))
+		return RM_STACK_UNREADABLE;
+	if (!block || block == TLS_DTV_UNALLOCATED)
+		return RM_STACK_NO_THREAD; /* the thread has not touched any variable of the module yet */
+	*slot = block + index.offset + offset;
+	return RM_STACK_COMPLETE;
+}
+
+/*
+ * Where the thread with thread pointer `fsbase` keeps its PyThreadState (Python/pystate.c, gilstate): under a pthread key, or in a
+ * variable of its own, where it stays while the GIL is released. The place is the thread's for life: callers keep it. Returns a
+ * stack status.
+ */
+static __always_inline __u32 find_slot(struct rm_process *process, __u64 fsbase, __u64 *slot)
+{
 	__u64 block = 0;
 	__u32 key;
 
 	*slot = 0;
-	if (!process->key) {
-		if (!process->key_address)
-			return RM_STACK_START_UP;
-		if (READ_USER(&tss, sizeof(tss), process->key_address - sizeof(tss.initialized)))
-			return RM_STACK_START_UP; /* before the loader has relocated the interpreter */
-		if (!tss.initialized || tss.key >= KEY_LIMIT)
-			return RM_STACK_START_UP;
-		process->key = tss.key + 1;
+	if (!process->key)
+		process->key = find_key(process);
+	if (!process->key)
+		return RM_STACK_START_UP;
+	if (process->slot_kind == RM_SLOT_VARIABLE) {
+		if (process->slot_module)
+			return find_in_module(process->slot_module, process->slot_offset, fsbase, slot);
+		*slot = fsbase + process->slot_offset;
+		return RM_STACK_COMPLETE;
 	}
 	key = process->key - 1;
 	if (READ_USER(&block, sizeof(block), fsbase + process->specific_offset + 8 * (key / KEYS_OF_BLOCK)))

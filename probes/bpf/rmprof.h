@@ -99,6 +99,12 @@ struct rm_layout {
 	struct rm_clean_up clean_up;
 };
 
+/* Where a thread keeps its PyThreadState while it does not hold the GIL either. */
+enum rm_slot_kind {
+	RM_SLOT_TSS_KEY = 0, /* 3.7 to 3.14: a Py_tss_t: an i32 that tells whether the key is made, and the pthread key */
+	RM_SLOT_VARIABLE = 1, /* 3.15: a variable of the thread, in its static block or in that of its module */
+};
+
 /* Bits of rm_process.flags. */
 enum rm_process_flags {
 	RM_HEAP = 1 << 0,   /* malloc family and mappings are counted */
@@ -110,7 +116,11 @@ enum rm_process_flags {
 struct rm_process {
 	rm_u32 id;                 /* what every record and site calls it; never reused */
 	rm_u32 flags;              /* enum rm_process_flags */
-	rm_u64 key_address;        /* of autoTSSkey._key in the process (Include/internal/pycore_pystate.h, gilstate) */
+	rm_u64 key_address;        /* of the pthread key; RM_SLOT_VARIABLE: of the interpreter's list, empty before there are thread states */
+	rm_u64 slot_module;        /* RM_SLOT_VARIABLE: address of the tls_index of its module; 0: it is at an offset from the thread pointer */
+	rm_s64 slot_offset;        /* RM_SLOT_VARIABLE: from the thread pointer, or within the module's block */
+	rm_u32 slot_kind;          /* enum rm_slot_kind */
+	rm_u32 slot_pad;
 	rm_u64 text_start;         /* where the module with the interpreter is executable */
 	rm_u64 text_end;
 	rm_u64 loader_start;       /* where the dynamic loader is executable: its mmaps are not the program's */

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use rmprof_bpf::python::code::Memory;
 use rmprof_bpf::python::discover::Interpreter;
 use rmprof_bpf::python::layout::{ABSENT, Layout, POSITION_POINTER};
+use rmprof_bpf::python::thread_slot::ThreadSlot;
 use rmprof_probes::abi;
 
 /// `struct pthread.specific` of glibc on x86-64 (nptl/descr.h).
@@ -159,7 +160,14 @@ impl Drop for Guarded {
 
 /// What the walker is told of a process with this interpreter.
 pub fn process_of(interpreter: &Interpreter) -> abi::rm_process {
-    process(interpreter.layout, interpreter.key_address())
+    let mut process = process(interpreter.layout, interpreter.interpreters_address());
+    process.slot_kind = abi::RM_SLOT_VARIABLE;
+    match interpreter.thread_slot {
+        ThreadSlot::TssKey { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_TSS_KEY, address),
+        ThreadSlot::Static { offset } => process.slot_offset = offset,
+        ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
+    }
+    process
 }
 
 /// What the walker is told of a process.

@@ -310,6 +310,58 @@ fn a_table_of_keys_that_is_not_there() {
     assert_eq!(thread_state(&memory, KEY), (abi::RM_STACK_UNREADABLE, 0));
 }
 
+/// A process whose threads have their state in a variable: at an offset from the thread pointer, or in the block of module 3.
+fn with_variable(module: u64) -> (Pieces, abi::rm_process) {
+    let mut watched = process(&known()[0], KEY);
+    watched.slot_kind = abi::RM_SLOT_VARIABLE;
+    let mut memory = Pieces::default();
+    memory.put_u64(KEY, 0x1234); // the interpreter's list is not empty
+    if module == 0 {
+        watched.slot_offset = -40;
+        memory.put_u64(THREAD_POINTER - 40, THREAD);
+    } else {
+        (watched.slot_module, watched.slot_offset) = (INDEX, 0x28);
+        memory.put(INDEX, &[module.to_le_bytes(), 0x10_u64.to_le_bytes()].concat());
+        memory.put_u64(THREAD_POINTER + 8, VECTOR);
+        memory.put_u64(VECTOR.wrapping_add(module.wrapping_mul(16)), KEY_BLOCK);
+        memory.put_u64(KEY_BLOCK + 0x10 + 0x28, THREAD);
+    }
+    (memory, watched)
+}
+
+const INDEX: u64 = 0x80_0000;
+const VECTOR: u64 = 0x90_0000;
+
+#[test]
+fn the_thread_state_is_in_a_variable() {
+    let find = |memory: &Pieces, mut watched| walker().find_thread_state(memory, &mut watched, THREAD_POINTER);
+    for module in [0, 1, 3] {
+        let (mut memory, watched) = with_variable(module);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_COMPLETE, THREAD));
+        memory.put_u64(KEY, 0);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_START_UP, 0));
+        memory.0.remove(&KEY);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_START_UP, 0));
+    }
+    // The loader has not filled it in, or nonsense stands there.
+    for module in [0_u64, 1 << 40, u64::MAX] {
+        let (mut memory, watched) = with_variable(3);
+        memory.put(INDEX, &[module.to_le_bytes(), 0x10_u64.to_le_bytes()].concat());
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_UNREADABLE, 0));
+    }
+    // The thread has no block of that module.
+    for block in [0, u64::MAX] {
+        let (mut memory, watched) = with_variable(3);
+        memory.put_u64(VECTOR + 3 * 16, block);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_NO_THREAD, 0));
+    }
+    for gone in [INDEX, THREAD_POINTER + 8, VECTOR + 3 * 16, KEY_BLOCK + 0x38] {
+        let (mut memory, watched) = with_variable(3);
+        memory.0.remove(&gone);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_UNREADABLE, 0));
+    }
+}
+
 /// Every address can be read, and holds the same few bytes over and over.
 struct Repeated(Vec<u8>);
 
@@ -332,7 +384,10 @@ proptest! {
             let mut process = process(layout, key);
             let walk = walker().walk(&memory, &process, state);
             prop_assert!(walk.status <= abi::RM_STACK_FOREIGN && walk.frames.len() <= MOST_FRAMES);
-            prop_assert!(walker().find_thread_state(&memory, &mut process, pointer).0 <= abi::RM_STACK_FOREIGN);
+            for (kind, module) in [(abi::RM_SLOT_TSS_KEY, 0), (abi::RM_SLOT_VARIABLE, 0), (abi::RM_SLOT_VARIABLE, key)] {
+                (process.key, process.slot_kind, process.slot_module) = (0, kind, module);
+                prop_assert!(walker().find_thread_state(&memory, &mut process, pointer).0 <= abi::RM_STACK_FOREIGN);
+            }
         }
     }
 

@@ -163,10 +163,16 @@ const MINORS: &[Minor] = &[
         headers: SINCE_3_14_HEADERS,
         fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, SINCE_3_14],
     },
+    Minor {
+        number: 15,
+        headers: SINCE_3_14_HEADERS,
+        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, SINCE_3_12, SINCE_3_14],
+    },
 ];
 
 /// Fields that a minor may lack: written as [`ABSENT`]. Any other field without a value is an error.
 const OPTIONAL: &[&str] = &[
+    "runtime_key",
     "thread_head_hop",
     "frame_owner",
     "owner_skip",

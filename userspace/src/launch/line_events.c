@@ -7,7 +7,7 @@
  * the trampoline; a child forked while we are killed then jumps into nothing.
  * Without a tracer a site costs a call and a return.
  *
- * Freestanding on purpose: no libc, no Python.h. One file loads in CPython 3.8 to 3.14, release, debug, trace-refs and
+ * Freestanding on purpose: no libc, no Python.h. One file loads in CPython 3.8 to 3.15, release, debug, trace-refs and
  * free-threaded builds, on glibc and musl. Everything used is declared below by hand and is either in the stable ABI or
  * in the dynamic symbol table of every build looked at; what is missing in some versions is weak.
  *
@@ -473,7 +473,7 @@ __attribute__((visibility("default"))) PyObject *PyInit__rmprof_launch(void)
 	int minor = version[2] - '0';
 	if (version[3] >= '0' && version[3] <= '9')
 		minor = minor * 10 + version[3] - '0';
-	if (!header || version[0] != '3' || version[1] != '.' || minor < 8 || minor > 14) {
+	if (!header || version[0] != '3' || version[1] != '.' || minor < 8 || minor > 15) {
 		PyErr_SetString(PyExc_RuntimeError, "unknown version of Python");
 		return 0;
 	}

@@ -1,4 +1,4 @@
-# The builtin `profile` of a started program: marks functions, wraps nothing. CPython 3.8 to 3.14; see mod.rs.
+# The builtin `profile` of a started program: marks functions, wraps nothing. CPython 3.8 to 3.15; see mod.rs.
 # Executed by sitecustomize.py in a namespace of its own, with the file name "<rmprof-bpf>".
 import sys
 

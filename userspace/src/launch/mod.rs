@@ -7,14 +7,14 @@
 //! | file | what it does |
 //! |---|---|
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
-//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.8 to 3.14 |
+//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.8 to 3.15 |
 //! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
 //! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
 //! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
 //!
 //! `profile(f)` returns `f` itself and wraps nothing: it marks `f.__code__`. From then on the interpreter tells the
 //! extension each line of that code that begins, and the extension calls `rmprof_site_line`, a function of one nop and one
-//! return where the kernel side's probe sits. In other interpreters than CPython 3.8 to 3.14 `profile` is the identity and
+//! return where the kernel side's probe sits. In other interpreters than CPython 3.8 to 3.15 `profile` is the identity and
 //! no site is called; any failure of ours has the same outcome. `-I`, `-E` and `-S` keep the shim out: no `profile` then.
 //!
 //! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each marked code object

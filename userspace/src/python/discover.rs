@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::code::Memory;
 use super::layout::{self, Layout};
+use super::thread_slot::{self, ThreadSlot};
 use super::version::{Release, release_of};
 
 /// What is asked of an ELF file. Addresses are the file's own: the load bias is not in them.
@@ -39,6 +40,8 @@ pub struct Interpreter {
     pub runtime_address: u64,
     /// Address of `PyCode_Type` in the process, where the file says.
     pub code_type: Option<u64>,
+    /// Where its threads keep their thread states.
+    pub thread_slot: ThreadSlot,
     /// Where things stand in its memory.
     pub layout: &'static Layout,
     /// The file it is in.
@@ -48,9 +51,9 @@ pub struct Interpreter {
 }
 
 impl Interpreter {
-    /// Where the process keeps the number of the pthread key of its thread states (u32); the i32 before tells whether it is made.
-    pub fn key_address(&self) -> u64 {
-        self.runtime_address.wrapping_add(self.layout.runtime_key.into())
+    /// Where it has its list of interpreters, which is empty before there is any thread state.
+    pub fn interpreters_address(&self) -> u64 {
+        self.runtime_address.wrapping_add(self.layout.runtime_interpreters_head.into())
     }
 
     /// Where the process keeps the thread state that ends its interpreter; NULL until then.
@@ -166,11 +169,19 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
         )
     })?;
     refuse_other_builds(module, release, runtime, layout)?;
+    let runtime_address = runtime.wrapping_add(module.load_bias);
+    let thread_slot = thread_slot::find(module, runtime_address, layout).ok_or_else(|| {
+        refusal(
+            format!("{path} is CPython {major}.{minor}.{micro}, and its code does not tell where it keeps the state of a thread"),
+            "run the program with a Python as its makers or a distribution built it",
+        )
+    })?;
     Ok(Interpreter {
         version,
         hexversion: release.hexversion,
-        runtime_address: runtime.wrapping_add(module.load_bias),
         code_type: module.file.symbol("PyCode_Type").map(|(address, _)| address.wrapping_add(module.load_bias)),
+        runtime_address,
+        thread_slot,
         layout,
         module_path: module.path.to_path_buf(),
         text_range: text_range(module),

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use super::line_table::LineTableKind;
+use super::thread_slot::SlotKind;
 
 /// A field that this Python does not have (`RM_ABSENT` of probes/bpf/rmprof.h).
 pub const ABSENT: u32 = u32::MAX;
@@ -142,7 +143,10 @@ pub struct Layout {
     pub thread_next: u32,
     /// `PyThreadState.native_thread_id`: the number in the process's own PID namespace (3.11 and later).
     pub native_thread_id: u32,
-    /// `_PyRuntime` to the number of the pthread key of the thread state; the i32 before it tells whether the key is made.
+    /// How a thread's state is found.
+    pub thread_slot: SlotKind,
+    /// `_PyRuntime` to the number of the pthread key of the thread state, where that is how; the i32 before it tells whether the key is
+    /// made.
     pub runtime_key: u32,
     /// `_PyRuntime` to the thread state that ends the interpreter (`_finalizing`), NULL until then.
     pub runtime_finalizing: u32,
@@ -167,6 +171,7 @@ const FILES: &[&str] = &[
     include_str!("../../layouts/3.12.json"),
     include_str!("../../layouts/3.13.json"),
     include_str!("../../layouts/3.14.json"),
+    include_str!("../../layouts/3.15.json"),
 ];
 
 /// All layouts, oldest version first.
@@ -181,7 +186,7 @@ pub fn for_version(major: u8, minor: u8) -> Option<&'static Layout> {
     known().iter().find(|layout| (layout.major, layout.minor) == (major, minor))
 }
 
-/// The versions that are known, for a person: `3.8 to 3.14`.
+/// The versions that are known, for a person: `3.8 to 3.15`.
 pub fn supported_range() -> String {
     match known() {
         [] => "none".into(),
@@ -213,11 +218,13 @@ impl Layout {
             ("interpreter_next", self.interpreter_next),
             ("interpreter_threads_head", self.interpreter_threads_head),
             ("thread_next", self.thread_next),
-            ("runtime_key", self.runtime_key),
             ("runtime_finalizing", self.runtime_finalizing),
         ];
         if let Some((name, offset)) = offsets.into_iter().find(|(_, offset)| *offset > LONGEST) {
             return Err(format!("{name} is {offset}, which is beyond any struct"));
+        }
+        if self.thread_slot == SlotKind::TssKey && self.runtime_key > LONGEST {
+            return Err(format!("runtime_key is {}, which is beyond any struct", self.runtime_key));
         }
         if self.position_kind > POSITION_POINTER {
             return Err(format!("position_kind is {}", self.position_kind));
@@ -278,7 +285,7 @@ mod tests {
             assert_eq!(layout.debug_offsets.is_empty(), layout.minor < 13);
         }
         assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor)));
-        assert_eq!(supported_range(), "3.8 to 3.14");
+        assert_eq!(supported_range(), "3.8 to 3.15");
         assert_eq!(for_version(3, 11).map(|layout| layout.minor), Some(11));
         assert_eq!(for_version(3, 7), None);
     }

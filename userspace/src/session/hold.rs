@@ -19,6 +19,7 @@ use crate::launch::{Shim, Site, site_places};
 use crate::ledger::ProcessId;
 use crate::python::discover::Interpreter;
 use crate::python::layout::{CleanUpCodes, Layout};
+use crate::python::thread_slot::ThreadSlot;
 use crate::python::{verify, with_cleanup};
 use crate::tally::{self, Segment, Segments};
 use crate::target::ProcessMemory;
@@ -321,7 +322,7 @@ impl Watcher for Hold {
         process.flags |= abi::RM_PYTHON;
         let layout = self.live_layout(pid, &interpreter);
         process.layout = layout_of(&layout);
-        process.key_address = interpreter.key_address();
+        set_thread_slot(&mut process, &interpreter);
         (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
         (process.loader_start, process.loader_end) = loader_range;
         (process.library_start, process.library_end) = library_range;
@@ -392,6 +393,19 @@ fn launch_points(shim: &Shim) -> anyhow::Result<(File, Vec<ProbePoint>)> {
         })
         .collect();
     Ok((File::open(shim.extension_path())?, points))
+}
+
+/// Where its threads keep their thread states.
+fn set_thread_slot(process: &mut abi::rm_process, interpreter: &Interpreter) {
+    process.slot_kind = abi::RM_SLOT_VARIABLE;
+    process.key_address = interpreter.interpreters_address();
+    match interpreter.thread_slot {
+        ThreadSlot::TssKey { address } => {
+            (process.slot_kind, process.key_address) = (abi::RM_SLOT_TSS_KEY, address);
+        }
+        ThreadSlot::Static { offset } => process.slot_offset = offset,
+        ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
+    }
 }
 
 /// How much of a frame is to be read: to the last field wanted and no further.

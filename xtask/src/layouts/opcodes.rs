@@ -64,6 +64,16 @@ const CLEAN_UPS: &[CleanUp] = &[
         before: &[("PUSH_EXC_INFO", 0), ("SWAP", 3), ("SWAP", 2)],
         line: Some("INSTRUMENTED_LINE"),
     },
+    CleanUp {
+        minors: 15..=15,
+        load: &["LOAD_COMMON_CONSTANT"],
+        again: &["LOAD_COMMON_CONSTANT"],
+        call: "CALL",
+        argument: 3,
+        raised: "WITH_EXCEPT_START",
+        before: &[("PUSH_EXC_INFO", 0), ("SWAP", 3), ("SWAP", 2)],
+        line: Some("INSTRUMENTED_LINE"),
+    },
 ];
 
 /// Begin like the call and are others, with what the interpreter makes of them: different numbers on the stack.

@@ -37,7 +37,7 @@ pub const RULES: &[Rule] = &[
         source: "Python/ceval.c: frame->prev_instr = next_instr++ at the start of each instruction; one unit before the code at first",
     },
     Rule {
-        minors: 13..=14,
+        minors: 13..=15,
         field: "position_kind",
         value: Some(Number(2)),
         source: "Python/generated_cases.c.h: frame->instr_ptr = next_instr at the start of each instruction",
@@ -55,7 +55,7 @@ pub const RULES: &[Rule] = &[
         source: "Objects/codeobject.c, PyLineTable_NextAddressRange; Objects/lnotab_notes.txt",
     },
     Rule {
-        minors: 11..=14,
+        minors: 11..=15,
         field: "line_table_kind",
         value: Some(Name("pep657")),
         source: "Objects/codeobject.c, get_line_delta and advance_with_locations; Include/internal/pycore_code.h",
@@ -73,10 +73,22 @@ pub const RULES: &[Rule] = &[
         source: "Python/ceval.c, _PyEval_EvalFrameDefault: entry_frame.owner = FRAME_OWNED_BY_CSTACK marks its own frame on the C stack",
     },
     Rule {
-        minors: 14..=14,
+        minors: 14..=15,
         field: "owner_skip",
         value: None,
         source: "Include/internal/pycore_interpframe.h, _PyFrame_IsIncomplete: owner >= FRAME_OWNED_BY_INTERPRETER are the interpreter's own",
+    },
+    Rule {
+        minors: 8..=14,
+        field: "thread_slot",
+        value: Some(Name("tss_key")),
+        source: "Python/pystate.c, PyGILState_GetThisThreadState: PyThread_tss_get(&_PyRuntime.autoTSSkey)",
+    },
+    Rule {
+        minors: 15..=15,
+        field: "thread_slot",
+        value: Some(Name("variable")),
+        source: "Include/internal/pycore_pystate.h: _Py_tss_gilstate, a variable of the thread, takes the place of autoTSSkey",
     },
     Rule {
         minors: 8..=13,
@@ -85,7 +97,7 @@ pub const RULES: &[Rule] = &[
         source: "Include/frameobject.h, Include/internal/pycore_frame.h: f_code and f_executable are plain pointers",
     },
     Rule {
-        minors: 14..=14,
+        minors: 14..=15,
         field: "frame_code_tags",
         value: None,
         source: "Include/internal/pycore_stackref.h: f_executable is a _PyStackRef, a pointer with tag bits",

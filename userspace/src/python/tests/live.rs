@@ -6,6 +6,7 @@ use std::io;
 use super::super::code::{self, Memory};
 use super::super::discover::Interpreter;
 use super::super::layout::{ABSENT, FRAME_READ, Layout, POSITION_POINTER, POSITION_UNITS};
+use super::super::thread_slot::ThreadSlot;
 use super::super::verify::{ThreadState, thread_is_known, thread_states, with_live_offsets};
 use super::interpreters::supported;
 use super::process::Process;
@@ -48,7 +49,7 @@ fn compare(process: &Process, interpreter: &Interpreter, states: &[ThreadState],
     if layout.native_thread_id != ABSENT {
         assert_eq!(process.read_u64(state.address + u64::from(layout.native_thread_id)).unwrap(), *native);
     }
-    check_key(process, interpreter, state);
+    check_slot(process, interpreter, state);
     let walked = walk(process, layout, state.address).unwrap();
     let frames: Vec<Frame> = walked
         .iter()
@@ -63,14 +64,23 @@ fn compare(process: &Process, interpreter: &Interpreter, states: &[ThreadState],
     frames.len()
 }
 
-/// The pthread key leads from the thread pointer to the thread state, with the glibc of the machine (nptl/descr.h).
-fn check_key(process: &Process, interpreter: &Interpreter, state: &ThreadState) {
-    let key_address = interpreter.key_address();
-    assert_eq!(process.read_u32(key_address - 4).unwrap(), 1);
+/// The slot leads from the thread pointer to the thread state, with the glibc of the machine (nptl/descr.h, elf/dl-tls.c).
+fn check_slot(process: &Process, interpreter: &Interpreter, state: &ThreadState) {
+    let word = |address: u64| process.read_u64(address).unwrap();
+    let slot = match interpreter.thread_slot {
+        ThreadSlot::TssKey { address } => {
+            assert_eq!(process.read_u32(address - 4).unwrap(), 1);
+            let key = u64::from(process.read_u32(address).unwrap());
+            word(state.thread_id + 0x510 + 8 * (key / 32)) + 16 * (key % 32) + 8
+        }
+        ThreadSlot::Static { offset } => state.thread_id.wrapping_add_signed(offset),
+        ThreadSlot::InModule { index, offset } => {
+            let block = word(word(state.thread_id + 8) + 16 * word(index));
+            (block + word(index + 8)).wrapping_add_signed(offset)
+        }
+    };
     if cfg!(target_env = "gnu") {
-        let key = u64::from(process.read_u32(key_address).unwrap());
-        let block = process.read_u64(state.thread_id + 0x510 + 8 * (key / 32)).unwrap();
-        assert_eq!(process.read_u64(block + 16 * (key % 32) + 8).unwrap(), state.address);
+        assert_eq!(word(slot), state.address);
     }
 }
 
@@ -87,7 +97,7 @@ fn walk(memory: &impl Memory, layout: &Layout, thread_state: u64) -> io::Result<
         let word = |offset: u32| u64::from_le_bytes(*bytes[offset as usize..].first_chunk().unwrap());
         let number = |offset: u32| i32::from_le_bytes(*bytes[offset as usize..].first_chunk().unwrap());
         if layout.owner_skip == ABSENT || u32::from(bytes[layout.frame_owner as usize]) < layout.owner_skip {
-            let code = word(layout.frame_code);
+            let code = word(layout.frame_code) & !u64::from(layout.frame_code_tags);
             let position = match layout.position_kind {
                 POSITION_POINTER => (word(layout.frame_position) - code - u64::from(layout.code_bytecode)) as i32,
                 POSITION_UNITS => number(layout.frame_position) * 2,
