@@ -102,7 +102,8 @@ grow()
     );
     for python in supported_pythons() {
         let ran = Run::json().words([&python.path, &program.path]).run().expect(1);
-        assert!(ran.stderr_text().trim_end().ends_with("MemoryError"), "{ran}");
+        // 3.15 has no memory left to print it with, and says so after it.
+        assert!(ran.stderr_text().contains("MemoryError"), "{ran}");
         let report = ran.report();
         let line = report.only().line("grow", program.line("# here"));
         let occurrences = line.number("occurrences");

@@ -318,9 +318,10 @@ impl Watcher for Hold {
         };
         let (allocators, tcache_offset) = (mapped.allocators, mapped.tcache_offset);
         let (loader_range, library_range) = (mapped.loader_range, mapped.library_range);
+        // Before the beginning is taken: what it reads may become resident by that.
+        let layout = self.live_layout(pid, &interpreter);
         let mut process = self.new_process(pid);
         process.flags |= abi::RM_PYTHON;
-        let layout = self.live_layout(pid, &interpreter);
         process.layout = layout_of(&layout);
         set_thread_slot(&mut process, &interpreter);
         (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
