@@ -83,7 +83,7 @@ struct rm_layout {
 	rm_u32 code_line_table;    /* within that read: bytes co_lnotab or co_linetable */
 	rm_u32 code_version;       /* within that read: u32 co_version (3.12+), or RM_ABSENT */
 	rm_u32 code_code;          /* within that read: bytes co_code (to 3.10), or RM_ABSENT */
-	rm_u32 lines_mended;       /* whether co_code is announced: lines of 3.8, 3.9 are mended by it */
+	rm_u32 lines_mended;       /* whether co_code is announced: lines of up to 3.9 are mended by it */
 	rm_u32 code_bytecode;      /* from the start of the code object: first instruction (3.11+), or RM_ABSENT */
 	rm_u32 object_type;        /* PyObject.ob_type */
 	rm_u32 str_length;         /* characters, i64 */

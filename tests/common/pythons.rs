@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// The minor versions of Python 3 that rmprof-bpf measures.
-const SUPPORTED: std::ops::RangeInclusive<u32> = 8..=15;
+const SUPPORTED: std::ops::RangeInclusive<u32> = 7..=15;
 
 /// An interpreter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +21,11 @@ impl Python {
     /// As in the report.
     pub fn version_text(&self) -> String {
         format!("3.{}.{}", self.version.0, self.version.1)
+    }
+
+    /// The block that a `bytearray` of this length takes: a byte more, and from 3.15 on a `bytes` object (Objects/bytearrayobject.c).
+    pub fn of_bytearray(&self, length: i64) -> i64 {
+        length + if self.version.0 >= 15 { 33 } else { 1 }
     }
 
     /// Runs it bare and returns what it printed.
@@ -77,7 +82,7 @@ fn examine(path: &Path, seen: &mut BTreeSet<PathBuf>) -> Option<Python> {
 /// Those that are measured. There must be one: a suite that tries none proves nothing.
 pub fn supported_pythons() -> Vec<Python> {
     let found: Vec<Python> = all().iter().filter(|python| SUPPORTED.contains(&python.version.0)).cloned().collect();
-    assert!(!found.is_empty(), "no CPython 3.8 to 3.15 was found on PATH, in pyenv or in /usr/bin");
+    assert!(!found.is_empty(), "no CPython 3.7 to 3.15 was found on PATH, in pyenv or in /usr/bin");
     found
 }
 

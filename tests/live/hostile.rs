@@ -179,7 +179,8 @@ down(300)
     for python in supported_pythons() {
         let report = Run::json().words([&python.path, &program.path]).run().expect(0).quiet().report();
         let line = report.only().line("down", program.line("# mine"));
-        near(line.number("allocated_bytes"), 301 * 100_001, 301 * 64);
+        // Pages of the interpreter's arenas count on the line that touches them first: some, less than half a call's own.
+        near(line.number("allocated_bytes"), 301 * python.of_bytearray(100_000), 10 * 4096);
         near(line.number("occurrences"), 301, 0);
     }
 }
@@ -255,7 +256,7 @@ fn root_an_unknown_python_is_refused_and_runs() {
     }
     let refused = refused_pythons();
     if refused.is_empty() {
-        println!("nothing to try: no Python older than 3.8 or newer than 3.15 here");
+        println!("nothing to try: no Python older than 3.7 or newer than 3.15 here");
     }
     for python in refused {
         let ran =
@@ -263,7 +264,7 @@ fn root_an_unknown_python_is_refused_and_runs() {
         assert_eq!(ran.stdout_text(), "45\n");
         let said = ran.stderr_text();
         assert!(said.contains(&format!("CPython {}", python.version_text())), "{said}");
-        assert!(said.contains("3.8 to 3.15"), "{said}");
+        assert!(said.contains("3.7 to 3.15"), "{said}");
         assert!(said.lines().any(|line| line.contains("hint: ")) && !said.contains("\\x0a"), "{said}");
         assert!(ran.report().processes().is_empty());
     }
@@ -294,7 +295,7 @@ os._exit(0)
         let process = report.only();
         for number in 0..300u32 {
             let line = process.line(&format!("grow_{number}"), number + 2);
-            let exact = 50_001 + i64::from(number);
+            let exact = python.of_bytearray(50_000 + i64::from(number));
             let allocated = line.number("allocated_bytes");
             assert!(allocated == exact || allocated - exact >= 4096, "grow_{number}: {allocated} on {python:?}");
         }

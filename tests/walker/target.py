@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from threading import get_ident, get_native_id
+from threading import get_ident
 
 never, _writer = os.pipe()  # nothing is ever written
 held = threading.Lock()
@@ -16,17 +16,22 @@ held.acquire()
 stopping = {}  # pthread_self(): (number of the thread, where it stops)
 
 
+def native_id():
+    # threading.get_native_id() came with 3.8.
+    return int(os.readlink("/proc/thread-self").rpartition("/")[2])
+
+
 # Each names itself and stops on one line and in one frame: where it is seen is where it stops, though it may not be there yet.
 def in_read():
-    stopping[get_ident()] = (get_native_id(), "read"); os.read(never, 1)
+    stopping[get_ident()] = (native_id(), "read"); os.read(never, 1)
 
 
 def in_lock():
-    stopping[get_ident()] = (get_native_id(), "lock"); held.acquire()
+    stopping[get_ident()] = (native_id(), "lock"); held.acquire()
 
 
 def in_sleep():
-    stopping[get_ident()] = (get_native_id(), "sleep"); time.sleep(86400)
+    stopping[get_ident()] = (native_id(), "sleep"); time.sleep(86400)
 
 
 def recurse(depth, then):
@@ -211,7 +216,7 @@ def tell():
 
 
 def in_main():
-    stopping[get_ident()] = (get_native_id(), "read"); tell(); os.read(0, 1); os._exit(0)
+    stopping[get_ident()] = (native_id(), "read"); tell(); os.read(0, 1); os._exit(0)
 
 
 THREADS = [

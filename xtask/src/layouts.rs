@@ -129,6 +129,11 @@ const SINCE_3_14_HEADERS: &[&str] = &[
 
 const MINORS: &[Minor] = &[
     Minor {
+        number: 7,
+        headers: &["frameobject.h", "internal/pystate.h"],
+        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME],
+    },
+    Minor {
         number: 8,
         headers: &["frameobject.h", "internal/pycore_pystate.h"],
         fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_OF_3_8],
@@ -335,6 +340,7 @@ fn measure(minor: &Minor, include: &Path) -> Result<Map<String, Value>> {
     for name in OPTIONAL {
         numbers.entry(name).or_insert(ABSENT);
     }
+    numbers.entry("since_micro").or_insert(0);
     numbers.insert("major", 3);
     numbers.insert("minor", minor.number);
     layout.extend(numbers.into_iter().map(|(name, number)| (name.into(), number.into())));

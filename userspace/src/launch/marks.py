@@ -1,4 +1,4 @@
-# The builtin `profile` of a started program: marks functions, wraps nothing. CPython 3.8 to 3.15; see mod.rs.
+# The builtin `profile` of a started program: marks functions, wraps nothing. CPython 3.7 to 3.15; see mod.rs.
 # Executed by sitecustomize.py in a namespace of its own, with the file name "<rmprof-bpf>".
 import sys
 
@@ -8,11 +8,12 @@ _MethodType = type((lambda self: None).__get__(sys))
 _EXTENSION = "_rmprof_launch"
 _PACKAGE = "memory_profiler"
 
-# Where the tracing state of 3.8 to 3.11 is (PyThreadState, _PyCFrame, PyInterpreterState: offsetof on the headers of
-# 3.8.18, 3.9.18, 3.10.13, 3.11.7; the extension proves them before use). In the order of `at` in line_events.c:
+# Where the tracing state of 3.7 to 3.11 is (PyThreadState, _PyCFrame, PyInterpreterState: offsetof on the headers of
+# 3.7.16, 3.8.18, 3.9.18, 3.10.13, 3.11.7; the extension proves them before use). In the order of `at` in line_events.c:
 # tracing, c_profilefunc, c_tracefunc, cframe, use_tracing, its width, tracing_possible's base
-# (0 none, 1 _PyRuntime, 2 interpreter) and offset, interp, eval_frame (3.8), the frame's code, f_lineno (3.8, 3.9).
+# (0 none, 1 _PyRuntime, 2 interpreter) and offset, interp, eval_frame (to 3.8), the frame's code, f_lineno (to 3.9).
 _LAYOUTS = {
+    7: (44, 56, 64, -1, 48, 4, 1, 708, 16, 464, 32, 108),
     8: (44, 56, 64, -1, 48, 4, 1, 588, 16, 568, 32, 108),
     9: (44, 56, 64, -1, 48, 4, 2, 68, 16, -1, 32, 108),
     10: (44, 56, 64, 48, 0, 4, 0, 0, 16, -1, 32, -1),

@@ -162,6 +162,15 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
             "run the program with a supported Python, or look for a newer rmprof-bpf",
         )
     })?;
+    if micro < layout.since_micro {
+        return Err(refusal(
+            format!(
+                "{path} is CPython {major}.{minor}.{micro}; supported are {major}.{minor}.{} and later",
+                layout.since_micro
+            ),
+            "run the program with a later release of the same version",
+        ));
+    }
     let runtime = runtime_of(module).ok_or_else(|| {
         refusal(
             format!("{path} is CPython {major}.{minor}.{micro} without the symbol _PyRuntime"),

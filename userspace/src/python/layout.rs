@@ -69,6 +69,8 @@ pub struct Layout {
     pub major: u8,
     /// Second number of the version.
     pub minor: u8,
+    /// The first release of the minor that is laid out like this.
+    pub since_micro: u8,
     /// Of which release the headers were that the offsets come from.
     pub headers_of: String,
     /// `PyThreadState` to the frame, or to the `_PyCFrame` where `thread_head_hop` is there.
@@ -150,7 +152,7 @@ pub struct Layout {
     pub runtime_key: u32,
     /// `_PyRuntime` to the thread state that ends the interpreter (`_finalizing`), NULL until then.
     pub runtime_finalizing: u32,
-    /// `PyInterpreterState.eval_frame`, where there is no function to set it (3.8).
+    /// `PyInterpreterState.eval_frame`, where there is no function to set it (up to 3.8).
     pub interpreter_eval_frame: u32,
     /// How the clean-up of a `with` block is told, where it has line events of its own (3.9 and later).
     pub clean_up: Option<CleanUpCodes>,
@@ -164,6 +166,7 @@ pub struct Layout {
 
 /// The data files. A new minor is one line here, and its file.
 const FILES: &[&str] = &[
+    include_str!("../../layouts/3.7.json"),
     include_str!("../../layouts/3.8.json"),
     include_str!("../../layouts/3.9.json"),
     include_str!("../../layouts/3.10.json"),
@@ -186,7 +189,7 @@ pub fn for_version(major: u8, minor: u8) -> Option<&'static Layout> {
     known().iter().find(|layout| (layout.major, layout.minor) == (major, minor))
 }
 
-/// The versions that are known, for a person: `3.8 to 3.15`.
+/// The versions that are known, for a person: `3.7 to 3.15`.
 pub fn supported_range() -> String {
     match known() {
         [] => "none".into(),
@@ -285,9 +288,9 @@ mod tests {
             assert_eq!(layout.debug_offsets.is_empty(), layout.minor < 13);
         }
         assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor)));
-        assert_eq!(supported_range(), "3.8 to 3.15");
+        assert_eq!(supported_range(), "3.7 to 3.15");
         assert_eq!(for_version(3, 11).map(|layout| layout.minor), Some(11));
-        assert_eq!(for_version(3, 7), None);
+        assert_eq!(for_version(3, 6), None);
     }
 
     #[test]

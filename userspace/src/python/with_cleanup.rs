@@ -1,5 +1,5 @@
-//! The clean-up of a `with` block on CPython 3.8 and 3.9 stands on the line of the last statement of its body; from 3.10 on it stands
-//! on the line of the `with` statement (bpo-43933). What it releases belongs to the `with` line on every version, so the two older
+//! The clean-up of a `with` block on CPython up to 3.9 stands on the line of the last statement of its body; from 3.10 on it stands
+//! on the line of the `with` statement (bpo-43933). What it releases belongs to the `with` line on every version, so the older
 //! ones are read as the newer ones are.
 
 use super::code::{LONGEST_TABLE, Memory};
@@ -16,7 +16,7 @@ pub struct CleanUp {
     pub setup: u32,
 }
 
-/// What differs between the two versions (Include/opcode.h; Python/compile.c, compiler_with and compiler_unwind_fblock, for the sequences).
+/// What differs between the versions (Include/opcode.h; Python/compile.c, compiler_with and compiler_unwind_fblock, for the sequences).
 struct Version {
     minor: u8,
     /// What a clean-up consists of, in order; the last may be preceded by what `await` adds.
@@ -24,6 +24,7 @@ struct Version {
 }
 
 const VERSIONS: &[Version] = &[
+    Version { minor: 7, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
     Version { minor: 8, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
     Version { minor: 9, sequence: &[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP] },
 ];
@@ -126,6 +127,10 @@ fn sequence_length(sequence: &[u8], units: &[[u8; 2]]) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn version(minor: u8) -> &'static Version {
+        VERSIONS.iter().find(|version| version.minor == minor).unwrap()
+    }
+
     #[test]
     fn the_end_of_a_body_gets_the_line_of_the_with() {
         // As CPython 3.9.18 compiles `with a as b: c`, up to the handler's first instruction.
@@ -134,22 +139,22 @@ mod tests {
             101, 0, SETUP_WITH, 20, 90, 1, 101, 2, POP_TOP, 0, 87, 0,
             LOAD_CONST, 0, DUP_TOP, 0, DUP_TOP, 0, CALL_FUNCTION, 3, POP_TOP, 0, 110, 16, 49, 0,
         ];
-        assert_eq!(find(&VERSIONS[1], &code), [CleanUp { start: 12, end: 22, setup: 2 }]);
+        assert_eq!(find(version(9), &code), [CleanUp { start: 12, end: 22, setup: 2 }]);
         // As 3.8.18 does: the body's end falls through into the handler.
         #[rustfmt::skip]
         let code = [
             101, 0, SETUP_WITH, 10, 90, 1, 101, 2, POP_TOP, 0, 87, 0, 53, 0,
             WITH_CLEANUP_START, 0, WITH_CLEANUP_FINISH, 0, 88, 0, LOAD_CONST, 0, 83, 0,
         ];
-        assert_eq!(find(&VERSIONS[0], &code), [CleanUp { start: 14, end: 18, setup: 2 }]);
+        assert_eq!(find(version(8), &code), [CleanUp { start: 14, end: 18, setup: 2 }]);
     }
 
     #[test]
     fn a_call_of_three_arguments_is_no_clean_up() {
         let code = [SETUP_WITH, 20, LOAD_CONST, 0, LOAD_CONST, 0, LOAD_CONST, 0, CALL_FUNCTION, 3, POP_TOP, 0];
-        assert_eq!(find(&VERSIONS[1], &code), []);
+        assert_eq!(find(version(9), &code), []);
         let code = [SETUP_WITH, 20, LOAD_CONST, 0, DUP_TOP, 0, DUP_TOP, 0, CALL_FUNCTION, 2, POP_TOP, 0];
-        assert_eq!(find(&VERSIONS[1], &code), []);
+        assert_eq!(find(version(9), &code), []);
     }
 
     proptest::proptest! {

@@ -469,6 +469,8 @@ def same_object():
 def audit_silent():
     """Running a marked function raises no audit event of ours."""
     heard = []
+    if not hasattr(sys, "addaudithook"):  # 3.8
+        return None
     @MARK
     def f():
         return abs(-1)

@@ -9,6 +9,11 @@ import threading
 ready = threading.Lock()
 
 
+def native_id():
+    # threading.get_native_id() came with 3.8.
+    return int(os.readlink("/proc/thread-self").rpartition("/")[2])
+
+
 def tell():
     """The frames of this thread below the caller's, innermost first, as the interpreter itself has them."""
     frames = []
@@ -18,7 +23,7 @@ def tell():
         frames.append([code.co_name, getattr(code, "co_qualname", code.co_name), code.co_filename, frame.f_lineno])
         frame = frame.f_back
     with ready:
-        print(json.dumps([threading.get_ident(), threading.get_native_id(), frames]), flush=True)
+        print(json.dumps([threading.get_ident(), native_id(), frames]), flush=True)
 
 
 def stop():
