@@ -56,6 +56,7 @@ static inline __u32 walk(const struct rm_tally *t, __u64 state, __u64 *hash, boo
 			if ((owner & 0x7f) >= layout->owner_skip)
 				continue;
 		}
+		code &= ~(__u64)layout->frame_code_tags;
 		if (!peek(&position, at + (layout->frame_position & ~7u), care) || code & 7 || code < RM_PAGE)
 			return RM_STACK_UNREADABLE;
 		if (layout->position_kind != RM_POSITION_POINTER)
@@ -111,12 +112,12 @@ static inline __u64 current_stack(struct rm_tally *t)
 
 	if (!(process->flags & RM_PYTHON))
 		goto known;
-	/* Unmade again by the end of the interpreter: nothing in the slot is to be believed then. */
-	if (process->key && !*(const volatile __u32 *)(process->key_address - 4)) {
+	/* Nothing in the slot is to be believed when the interpreter has ended. */
+	if (process->key && !find_key(process)) {
 		last.slot = 0;
 		goto known;
 	}
-	if (!last.slot || last.of != pointer || process->key > KEYS_OF_BLOCK) {
+	if (!last.slot || last.of != pointer || (process->slot_kind == RM_SLOT_TSS_KEY && process->key > KEYS_OF_BLOCK)) {
 		status = find_slot(process, pointer, &last.slot);
 		last.of = pointer;
 		if (status != RM_STACK_COMPLETE)

@@ -21,6 +21,7 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 #define WEAK __attribute__((weak))
+#define UNUSED __attribute__((unused))
 #define likely(condition) __builtin_expect(!!(condition), 1)
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
 
@@ -58,13 +59,13 @@ static __thread struct {
 } last;
 
 /* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. */
-__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(__attribute__((unused)) __u64 site)
+__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(UNUSED __u64 site)
 {
 	__asm__("nop\n\tret");
 }
 
 /* Another: the kernel side learns where a fork counts. */
-__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_tally(__attribute__((unused)) const void *address)
+__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_tally(UNUSED const void *address)
 {
 	__asm__("nop\n\tret");
 }
@@ -326,7 +327,7 @@ static void leave_environment(char **variables)
 }
 
 /* glibc hands its constructors what main gets. */
-__attribute__((constructor)) static void begin(__attribute__((unused)) int count_, __attribute__((unused)) char **arguments, char **variables)
+__attribute__((constructor)) static void begin(UNUSED int count_, UNUSED char **arguments, char **variables)
 {
 	leave_environment(variables);
 	counting();
@@ -414,6 +415,17 @@ PUBLIC void free(void *address)
 	thread.depth--;
 	if (likely(site))
 		draw(t, site);
+}
+
+/* C23's; glibc has them from 2.43 on, as other names of free. */
+PUBLIC void free_sized(void *address, UNUSED size_t bytes)
+{
+	free(address);
+}
+
+PUBLIC void free_aligned_sized(void *address, UNUSED size_t alignment, UNUSED size_t bytes)
+{
+	free(address);
 }
 
 PUBLIC void *calloc(size_t number, size_t size)

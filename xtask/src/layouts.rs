@@ -100,7 +100,7 @@ const LINE_TABLE: Fields = &[("code_line_table", "offsetof(PyCodeObject, co_line
 const KEY_OF_GILSTATE: Fields = &[("runtime_key", "offsetof(_PyRuntimeState, gilstate.autoTSSkey._key)")];
 const KEY_OF_RUNTIME: Fields = &[("runtime_key", "offsetof(_PyRuntimeState, autoTSSkey._key)")];
 const FINALIZING: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, _finalizing)")];
-const FINALIZING_OF_3_8: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, finalizing)")];
+const FINALIZING_TO_3_8: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, finalizing)")];
 const EVAL_FRAME: Fields = &[("interpreter_eval_frame", "offsetof(PyInterpreterState, eval_frame)")];
 
 const SINCE_3_12: Fields = &[("code_version", "offsetof(PyCodeObject, co_version)"), ("arena_bytes", "ARENA_SIZE")];
@@ -131,12 +131,12 @@ const MINORS: &[Minor] = &[
     Minor {
         number: 7,
         headers: &["frameobject.h", "internal/pystate.h"],
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME],
+        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
     },
     Minor {
         number: 8,
         headers: &["frameobject.h", "internal/pycore_pystate.h"],
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_OF_3_8],
+        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
     },
     Minor {
         number: 9,
@@ -171,7 +171,7 @@ const MINORS: &[Minor] = &[
     Minor {
         number: 15,
         headers: SINCE_3_14_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, SINCE_3_12, SINCE_3_14],
+        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, FINALIZING, SINCE_3_12, SINCE_3_14],
     },
 ];
 
