@@ -8,6 +8,8 @@ mod common;
 
 #[path = "live/acceptance.rs"]
 mod acceptance;
+#[path = "live/attach.rs"]
+mod attach;
 #[path = "live/cases.rs"]
 mod cases;
 #[path = "live/death.rs"]

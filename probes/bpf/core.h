@@ -87,9 +87,21 @@ struct mm_struct {
 	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct signal_struct {
+	atomic_t live; /* threads that have not begun to end */
+	int group_exit_code;
+};
+
 struct task_struct {
 	unsigned int flags;
+	int tgid;
+	int exit_code;
 	struct mm_struct *mm;
+	struct signal_struct *signal;
 	struct thread_struct thread;
 };
 

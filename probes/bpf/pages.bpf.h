@@ -49,11 +49,14 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32, *owner;
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u64 memory = (__u64)mm;
-	bool own = process && (__u64)BPF_CORE_READ(task, mm) == memory;
+	bool counted = process && (process->flags & (RM_HEAP | RM_PAGES));
+	bool own = counted && (__u64)BPF_CORE_READ(task, mm) == memory;
 	__s64 size, change, sum;
 
 	if (own) {
-		if (process->memory != memory) {
+		if (process->memory && process->memory != memory)
+			return 0; /* of the image that is about to take its place (exec) */
+		if (!process->memory) {
 			process->memory = memory;
 			bpf_map_update_elem(&memories, &memory, &tgid, BPF_ANY);
 		}

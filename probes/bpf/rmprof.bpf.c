@@ -15,6 +15,7 @@
 #include "heap.bpf.h"
 #include "mappings.bpf.h"
 #include "pages.bpf.h"
+#include "follow.bpf.h"
 #include "cleanup.bpf.h"
 #include "lines.bpf.h"
 
@@ -110,6 +111,26 @@ SEC("tp_btf/rss_stat")
 int rss_stat(__u64 *ctx)
 {
 	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
+}
+
+/* Processes that nobody holds (include/trace/events/sched.h). */
+
+SEC("tp_btf/sched_process_fork")
+int sched_process_fork(__u64 *ctx)
+{
+	return process_forked((struct task_struct *)ctx[0], (struct task_struct *)ctx[1]);
+}
+
+SEC("tp_btf/sched_process_exec")
+int sched_process_exec(__u64 *ctx)
+{
+	return process_executed((struct task_struct *)ctx[0]);
+}
+
+SEC("tp_btf/sched_process_exit")
+int sched_process_exit(__u64 *ctx)
+{
+	return process_exited((struct task_struct *)ctx[0]);
 }
 
 /* Pages of arenas, where they are touched (arch/x86/include/asm/trace/exceptions.h). */

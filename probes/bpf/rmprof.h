@@ -110,6 +110,7 @@ enum rm_process_flags {
 	RM_HEAP = 1 << 0,   /* malloc family and mappings are counted */
 	RM_PAGES = 1 << 1,  /* resident pages are counted */
 	RM_PYTHON = 1 << 2, /* layout and addresses below are set */
+	RM_FOLLOW = 1 << 3, /* nobody holds it: its forks, execs and its end are told, and its forks counted */
 };
 
 /* One watched process image, by thread group number. User space writes it only while the process is held. */
@@ -247,6 +248,7 @@ enum rm_event_kind {
 	RM_EVENT_MAP = 5,
 	RM_EVENT_PART = 6,
 	RM_EVENT_RESIDENT = 7,
+	RM_EVENT_FOLLOW = 8,
 };
 
 struct rm_event {
@@ -352,6 +354,27 @@ struct rm_map_event {
 	rm_u64 resident_bytes;
 };
 
+enum rm_follow_change {
+	RM_FOLLOW_FORK = 1,  /* it is a fork of `parent`, and counted */
+	RM_FOLLOW_VFORK = 2, /* it borrows the memory of `parent`, and is not */
+	RM_FOLLOW_EXEC = 3,  /* its image was replaced, and is not counted until user space has looked at it */
+	RM_FOLLOW_EXIT = 4,  /* it has ended */
+};
+
+/* First number of the images that begin on the kernel side. */
+#define RM_FIRST_FORK (1u << 24)
+
+/* Something became of a process that nobody holds. */
+struct rm_follow_event {
+	struct rm_event event;
+	rm_u32 change;    /* enum rm_follow_change */
+	rm_u32 pid;
+	rm_u32 parent;    /* the image it is a fork of */
+	rm_s32 exit_code; /* as wait(2) has it */
+	rm_s64 resident_bytes;
+	rm_s64 resident_peak;
+};
+
 /* Resident memory of a process that has a tally: what it was from event `sequence` of the tally on, until the next such record. */
 struct rm_resident_event {
 	struct rm_event event;
@@ -387,6 +410,8 @@ enum rm_counter {
 	RM_COUNT_BLOCK_REPLACED, /* an allocation returned an address believed live: its release was missed */
 	RM_COUNT_RING_FULL_RESIDENT,
 	RM_COUNT_TALLY_STACKS_FULL,
+	RM_COUNT_RING_FULL_FOLLOW,
+	RM_COUNT_PROCESSES_FULL,
 	RM_COUNTERS,
 };
 

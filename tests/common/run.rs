@@ -37,9 +37,14 @@ impl Run {
 
     /// With a JSON report into a file of its own, which [`Ran::report`] gives.
     pub fn json() -> Self {
+        Self::json_of([])
+    }
+
+    /// The same of a command of ours, whose name is the first word.
+    pub fn json_of<const N: usize>(command: [&str; N]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("report.json");
-        let mut run = Self::new(["--output".as_ref(), file.as_os_str()]);
+        let mut run = Self::new(command).word("--output").word(file);
         run.report = Some(directory);
         run
     }

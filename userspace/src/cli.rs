@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -12,6 +13,8 @@ EXAMPLES:
   sudo rmprof-bpf --mode pages python app.py
       resident pages instead of allocated bytes: next to no cost
   sudo rmprof-bpf -o report.json ./manage.py migrate
+  sudo rmprof-bpf attach --duration 60 1234
+      where a process that runs already grows, for a minute; it is not stopped and not changed
   rmprof-bpf doctor
       what this machine allows, and how to mend the rest
 
@@ -40,6 +43,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a program and print its line table (the word may be left out)
     Run(RunArguments),
+    /// Measure Python processes that run already, and those they make, until they end, Ctrl-C or --duration
+    Attach(AttachArguments),
     /// What this kernel, these privileges and these Pythons allow, and how to mend the rest
     Doctor(DoctorArguments),
 }
@@ -66,12 +71,9 @@ pub enum ProbesArgument {
     Single,
 }
 
-/// `run`.
+/// How the report is to look and where it goes.
 #[derive(Args, Debug)]
-pub struct RunArguments {
-    /// What an increment counts
-    #[arg(short, long, value_enum, default_value = "heap")]
-    pub mode: ModeArgument,
+pub struct ReportArguments {
     /// Write the report to FILE instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -96,6 +98,17 @@ pub struct RunArguments {
     /// Without marked functions: how many functions, most bytes first
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+pub struct RunArguments {
+    /// What an increment counts
+    #[arg(short, long, value_enum, default_value = "heap")]
+    pub mode: ModeArgument,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArguments,
     /// Under sudo: run the program as root, not as the user who called
     #[arg(long)]
     pub as_root: bool,
@@ -109,6 +122,43 @@ pub struct RunArguments {
     /// The program and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM [ARGS]")]
     pub program: Vec<OsString>,
+}
+
+/// What is counted of processes that run already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachModeArgument {
+    /// Resident pages gained and lost, as the kernel counts them: next to no cost
+    Pages,
+    /// Every block of the C allocator asked for and given back from now on: each call is trapped
+    Heap,
+}
+
+/// `attach`.
+#[derive(Args, Debug)]
+pub struct AttachArguments {
+    /// What an increment counts
+    #[arg(short, long, value_enum, default_value = "pages")]
+    pub mode: AttachModeArgument,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArguments,
+    /// Write the report after so many seconds, and let go
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub duration: Option<Duration>,
+    /// Leave the processes that they make alone
+    #[arg(long)]
+    pub no_children: bool,
+    /// Processes, by number
+    #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pids: Vec<i32>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| "more than 0 is needed".to_owned())
 }
 
 /// `doctor`.

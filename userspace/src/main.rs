@@ -4,8 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use rmprof_bpf::cli::{Cli, Command};
-use rmprof_bpf::plan::RunPlan;
+use rmprof_bpf::cli::{Cli, Command, RunArguments};
+use rmprof_bpf::plan::{AttachPlan, RunPlan};
+use rmprof_bpf::report::OptionError;
+use rmprof_bpf::session::RunError;
 use rmprof_bpf::{doctor, session};
 
 /// The status for a usage that cannot be, as clap's own.
@@ -16,16 +18,24 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Doctor(arguments)) => doctor::run(&arguments.pythons),
         Some(Command::Run(arguments)) => run(arguments),
+        Some(Command::Attach(arguments)) => {
+            ended(AttachPlan::new(arguments).map(|plan| session::attach::attach(&plan)))
+        }
         None => run(cli.run),
     }
 }
 
-fn run(arguments: rmprof_bpf::cli::RunArguments) -> ExitCode {
-    let plan = match RunPlan::new(arguments) {
-        Ok(plan) => plan,
+fn run(arguments: RunArguments) -> ExitCode {
+    ended(RunPlan::new(arguments).map(|plan| session::run(&plan)))
+}
+
+/// The exit status of a session, or of what was typed for one.
+fn ended(session: Result<Result<i32, RunError>, OptionError>) -> ExitCode {
+    let result = match session {
+        Ok(result) => result,
         Err(error) => return fail(&error.to_string(), error.hint(), USAGE),
     };
-    match session::run(&plan) {
+    match result {
         Ok(code) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(125)),
         Err(error) => fail(&error.to_string(), error.hint(), u8::try_from(error.exit_code()).unwrap_or(125)),
     }

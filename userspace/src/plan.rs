@@ -2,27 +2,53 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::cli::{ModeArgument, ProbesArgument, RunArguments};
+use crate::cli::{AttachArguments, AttachModeArgument, ModeArgument, ProbesArgument, ReportArguments, RunArguments};
 use crate::kernel::{Mode, Rung};
 use crate::report::columns::Column;
 use crate::report::{Format, OptionError, Options, Selection};
+use crate::target::Pid;
 
-/// A run of a program.
+/// What is counted, and the report of it.
 #[derive(Debug)]
-pub struct RunPlan {
+pub struct ReportPlan {
     /// What is counted.
     pub mode: Mode,
-    /// How user probes are attached; `None`: as the kernel does it best.
-    pub rung: Option<Rung>,
-    /// Let the program count the allocator's calls itself, where it can. Not where a way of probing was asked for.
-    pub preload: bool,
     /// Where the report goes; `None`: standard output.
     pub output: Option<PathBuf>,
     /// In which format.
     pub format: &'static Format,
     /// How it is to look.
     pub options: Options,
+}
+
+impl ReportPlan {
+    fn new(mode: Mode, typed: ReportArguments) -> Result<Self, OptionError> {
+        let format = match (&typed.format, &typed.output) {
+            (Some(name), _) => Format::by_name(name)?,
+            (None, Some(path)) => Format::by_ending(path).unwrap_or(&crate::report::FORMATS[0]),
+            (None, None) => &crate::report::FORMATS[0],
+        };
+        let columns = match &typed.columns {
+            Some(list) => Column::parse_list(list)?,
+            None => Column::DEFAULT.to_vec(),
+        };
+        let selection = Selection::new(&typed.include, &typed.exclude, typed.all_files)?;
+        let options = Options { precision: usize::from(typed.precision), columns, top: typed.top, selection };
+        Ok(Self { mode, output: typed.output, format, options })
+    }
+}
+
+/// A run of a program.
+#[derive(Debug)]
+pub struct RunPlan {
+    /// What is counted and reported.
+    pub report: ReportPlan,
+    /// How user probes are attached; `None`: as the kernel does it best.
+    pub rung: Option<Rung>,
+    /// Let the program count the allocator's calls itself, where it can. Not where a way of probing was asked for.
+    pub preload: bool,
     /// Keep root for the program under sudo.
     pub as_root: bool,
     /// What to run.
@@ -37,35 +63,58 @@ impl RunPlan {
     /// # Errors
     /// Names the option value that cannot be used; usage errors end with status 2.
     pub fn new(typed: RunArguments) -> Result<Self, OptionError> {
-        let format = match (&typed.format, &typed.output) {
-            (Some(name), _) => Format::by_name(name)?,
-            (None, Some(path)) => Format::by_ending(path).unwrap_or(&crate::report::FORMATS[0]),
-            (None, None) => &crate::report::FORMATS[0],
+        let mode = match typed.mode {
+            ModeArgument::Heap => Mode::Heap,
+            ModeArgument::Objects => Mode::Objects,
+            ModeArgument::Pages => Mode::Pages,
         };
-        let columns = match &typed.columns {
-            Some(list) => Column::parse_list(list)?,
-            None => Column::DEFAULT.to_vec(),
-        };
-        let selection = Selection::new(&typed.include, &typed.exclude, typed.all_files)?;
         let mut words = typed.program.into_iter();
         Ok(Self {
-            mode: match typed.mode {
-                ModeArgument::Heap => Mode::Heap,
-                ModeArgument::Objects => Mode::Objects,
-                ModeArgument::Pages => Mode::Pages,
-            },
+            report: ReportPlan::new(mode, typed.report)?,
             preload: !typed.no_preload && typed.probes.is_none(),
             rung: typed.probes.map(|probes| match probes {
                 ProbesArgument::Session => Rung::Session,
                 ProbesArgument::Multi => Rung::Multi,
                 ProbesArgument::Single => Rung::Single,
             }),
-            output: typed.output,
-            format,
-            options: Options { precision: usize::from(typed.precision), columns, top: typed.top, selection },
             as_root: typed.as_root,
             program: words.next().unwrap_or_default(),
             arguments: words.collect(),
+        })
+    }
+}
+
+/// Processes that run already.
+#[derive(Debug)]
+pub struct AttachPlan {
+    /// What is counted and reported.
+    pub report: ReportPlan,
+    /// Which, by number.
+    pub pids: Vec<Pid>,
+    /// How long; `None`: until they end or we are told to.
+    pub duration: Option<Duration>,
+    /// The processes they make too.
+    pub children: bool,
+}
+
+impl AttachPlan {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// Names the option value that cannot be used; usage errors end with status 2.
+    pub fn new(typed: AttachArguments) -> Result<Self, OptionError> {
+        let mode = match typed.mode {
+            AttachModeArgument::Heap => Mode::Heap,
+            AttachModeArgument::Pages => Mode::Pages,
+        };
+        let mut pids: Vec<Pid> = typed.pids.into_iter().map(Pid::from_raw).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(Self {
+            report: ReportPlan::new(mode, typed.report)?,
+            pids,
+            duration: typed.duration,
+            children: !typed.no_children,
         })
     }
 }

@@ -109,6 +109,13 @@ pub const COUNTERS: &[Counter] = &[
         true,
         "too many different stacks: those of one are not known to be its",
     ),
+    row(
+        abi::RM_COUNT_RING_FULL_FOLLOW,
+        "ring_full_follow",
+        true,
+        "a process that began, executed another program or ended was not heard of",
+    ),
+    row(abi::RM_COUNT_PROCESSES_FULL, "processes_full", true, "too many processes: a fork is not measured"),
 ];
 
 #[cfg(test)]

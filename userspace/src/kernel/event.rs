@@ -6,6 +6,7 @@ use rmprof_probes::abi;
 
 use super::attach::from_bytes;
 use crate::ledger::{CodeKey, Frame, MapChange, ProcessId, Stack, StackId, StackStatus};
+use crate::target::Pid;
 
 /// A str as the kernel side copied it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +60,19 @@ pub struct Piece {
     pub total: u32,
     /// The bytes; none where they could not be read.
     pub bytes: Vec<u8>,
+}
+
+/// What can become of a process that nobody holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is a fork of this image, and counted.
+    Forked(ProcessId),
+    /// It borrows the memory of its parent until its exec, and is not counted.
+    Borrows,
+    /// Its image was replaced.
+    Executed,
+    /// It has ended, with this status of `wait`.
+    Exited(i32),
 }
 
 /// What the kernel side tells at once.
@@ -118,6 +132,17 @@ pub enum Event {
         /// Bytes, the tally's own left out.
         bytes: u64,
     },
+    /// Something became of a process that nobody holds.
+    Followed {
+        /// Which image: of a fork its own.
+        process: ProcessId,
+        /// Its process.
+        pid: Pid,
+        /// What became of it.
+        change: Change,
+        /// Resident bytes at that moment, and the most there were.
+        resident: (u64, u64),
+    },
     /// A mapping call of the program's own.
     Map {
         /// In which process.
@@ -139,6 +164,7 @@ impl Event {
             | Self::Mark { process, .. }
             | Self::Hello { process }
             | Self::Resident { process, .. }
+            | Self::Followed { process, .. }
             | Self::Map { process, .. } => *process,
         }
     }
@@ -170,6 +196,7 @@ pub fn parse(record: &[u8]) -> Option<Event> {
         }
         abi::RM_EVENT_PART => parse_part(process, record),
         abi::RM_EVENT_HELLO => Some(Event::Hello { process }),
+        abi::RM_EVENT_FOLLOW => parse_follow(process, record),
         abi::RM_EVENT_RESIDENT => {
             let resident: abi::rm_resident_event = from_bytes(record)?;
             Some(Event::Resident { process, sequence: resident.sequence, bytes: resident.bytes })
@@ -188,6 +215,25 @@ pub fn parse(record: &[u8]) -> Option<Event> {
         }
         _ => None,
     }
+}
+
+fn parse_follow(process: ProcessId, record: &[u8]) -> Option<Event> {
+    let follow: abi::rm_follow_event = from_bytes(record)?;
+    let change = match follow.change {
+        abi::RM_FOLLOW_FORK => Change::Forked(ProcessId(follow.parent)),
+        abi::RM_FOLLOW_VFORK => Change::Borrows,
+        abi::RM_FOLLOW_EXEC => Change::Executed,
+        abi::RM_FOLLOW_EXIT => Change::Exited(follow.exit_code),
+        _ => return None,
+    };
+    let pid = Pid::from_raw(i32::try_from(follow.pid).ok()?);
+    let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
+    Some(Event::Followed {
+        process,
+        pid,
+        change,
+        resident: (bytes(follow.resident_bytes), bytes(follow.resident_peak)),
+    })
 }
 
 /// What is at `at` of a record, which may be shorter than its type.

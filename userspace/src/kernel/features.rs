@@ -4,7 +4,7 @@ use std::path::Path;
 
 use libbpf_rs::btf::Btf;
 
-use super::load::{Kernel, Mode};
+use super::load::{Kernel, Mode, Wanted};
 
 /// A feature, whether it is there, and what to do when it is not.
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ fn map_type(kind: u32) -> Result<String, String> {
 }
 
 fn loads(name: &'static str, mode: Mode) -> Answer {
-    let found = match Kernel::load(mode, None) {
+    let found = match Kernel::load(Wanted { mode, follow: false }, None) {
         Ok((kernel, _, _)) => Ok(format!("loaded and attached ({:?} probes)", kernel.rung).to_lowercase()),
         Err(error) => Err(error.to_string()),
     };

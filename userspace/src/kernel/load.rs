@@ -85,6 +85,9 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("fault_kernel", "exceptions/page_fault_kernel"),
     ("sys_enter", "raw_syscalls/sys_enter"),
     ("sys_exit", "raw_syscalls/sys_exit"),
+    ("sched_process_fork", "sched/sched_process_fork"),
+    ("sched_process_exec", "sched/sched_process_exec"),
+    ("sched_process_exit", "sched/sched_process_exit"),
 ];
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
@@ -97,18 +100,18 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the probes and attaches the tracepoints, for the best rung there is or for `only` one.
+    /// Loads the probes and attaches the tracepoints, for `what` is wanted and the best rung there is or for `only` one.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn load(mode: Mode, only: Option<Rung>) -> Result<(Self, Attacher, Drain), LoadError> {
+    pub fn load(what: Wanted, only: Option<Rung>) -> Result<(Self, Attacher, Drain), LoadError> {
         let keeper = Arc::new(Keeper::start().map_err(LoadError::Keeper)?);
         let mut last = None;
         for rung in [Rung::Session, Rung::Multi, Rung::Single] {
             if only.is_some_and(|only| only != rung) {
                 continue;
             }
-            match open(mode, rung) {
+            match open(what, rung) {
                 Ok(object) => {
                     // Without the heap's probes the first rung loads on any kernel that has multi-probes, right or not.
                     if rung != Rung::Single
@@ -118,7 +121,7 @@ impl Kernel {
                         last = Some(LoadError::Refused { reason, errno: None });
                         continue;
                     }
-                    return assemble(object, keeper, mode, rung);
+                    return assemble(object, keeper, what, rung);
                 }
                 Err(error @ LoadError::Refused { errno: Some(libc::EPERM), .. }) => return Err(error),
                 Err(error) => last = Some(error),
@@ -128,9 +131,19 @@ impl Kernel {
     }
 }
 
-fn wanted(name: &str, mode: Mode, rung: Rung) -> bool {
-    let heap = mode.counts_blocks();
+/// What the probes are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What is counted.
+    pub mode: Mode,
+    /// Processes that nobody holds: their forks, execs and ends are to be told.
+    pub follow: bool,
+}
+
+fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
+    let heap = what.mode.counts_blocks();
     match name {
+        "sched_process_fork" | "sched_process_exec" | "sched_process_exit" => what.follow,
         "heap_session" => heap && rung == Rung::Session,
         "heap_enter_multi" | "heap_return_multi" => heap && rung == Rung::Multi,
         "heap_enter_single" | "heap_return_single" => heap && rung == Rung::Single,
@@ -165,17 +178,17 @@ fn refused(error: &libbpf_rs::Error) -> LoadError {
     LoadError::Refused { reason: format!("{error}{}{tail}", if tail.is_empty() { "" } else { "\n  " }), errno }
 }
 
-fn open(mode: Mode, rung: Rung) -> Result<Object, LoadError> {
+fn open(what: Wanted, rung: Rung) -> Result<Object, LoadError> {
     libbpf_rs::set_print(Some((PrintLevel::Warn, keep_message)));
     let mut open = ObjectBuilder::default().open_memory(rmprof_probes::OBJECT).map_err(|e| refused(&e))?;
     for mut program in open.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
-        program.set_autoload(wanted(&name, mode, rung));
+        program.set_autoload(wanted(&name, what, rung));
     }
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         if name == "blocks" {
-            map.set_max_entries(block_entries(mode)).map_err(|e| refused(&e))?;
+            map.set_max_entries(block_entries(what.mode)).map_err(|e| refused(&e))?;
         } else if name == "cpu_offsets" {
             map.set_max_entries(possible_cpus()).map_err(|e| refused(&e))?;
         } else if name.ends_with(".rodata")
@@ -221,10 +234,10 @@ fn map(object: &Object, name: &'static str) -> Result<MapHandle, LoadError> {
 fn assemble(
     object: Object,
     keeper: Arc<Keeper>,
-    mode: Mode,
+    what: Wanted,
     rung: Rung,
 ) -> Result<(Kernel, Attacher, Drain), LoadError> {
-    let heap = match (mode.counts_blocks(), rung) {
+    let heap = match (what.mode.counts_blocks(), rung) {
         (false, _) => None,
         (true, Rung::Session) => Some(HeapPrograms::Session(program(&object, "heap_session")?)),
         (true, Rung::Multi) => Some(HeapPrograms::Pair {
@@ -265,14 +278,14 @@ fn assemble(
     if output.return_value != 0 {
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
-    let links = tracepoints(&object, mode)?;
+    let links = tracepoints(&object, what)?;
     Ok((Kernel { _object: object, _links: links, rung }, attacher, drain))
 }
 
-fn tracepoints(object: &Object, mode: Mode) -> Result<Vec<OwnedFd>, LoadError> {
+fn tracepoints(object: &Object, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {
     TRACEPOINTS
         .iter()
-        .filter(|(name, _)| wanted(name, mode, Rung::Session))
+        .filter(|(name, _)| wanted(name, what, Rung::Session))
         .map(|(name, full)| {
             attach::raw_tracepoint_link(program(object, name)?.as_fd())
                 .map_err(|error| LoadError::Tracepoint { name: full, error })

@@ -12,4 +12,4 @@ mod load;
 
 pub use attach::{Attacher, Links, ProbePoint, Rung, resident_bytes};
 pub use drain::{Drain, Totals};
-pub use load::{Kernel, LoadError, Mode};
+pub use load::{Kernel, LoadError, Mode, Wanted};

@@ -8,7 +8,7 @@ use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::COUNTERS;
 use crate::kernel::{Mode, Totals};
 use crate::ledger::{Folded, LineCounts, LineTotals, ProcessId, SiteCounts, Stack, StackId, StackStatus, fold};
-use crate::plan::RunPlan;
+use crate::plan::ReportPlan;
 use crate::report::{self, Function, Health, Line, Other, ProcessReport, Report, Tool, is_own_file};
 
 /// Does this look like a file that was there once? Code made at run time carries any word for a file name.
@@ -17,7 +17,7 @@ fn is_file_name(filename: &str) -> bool {
 }
 
 /// Makes the report of all images.
-pub fn assemble(images: &mut BTreeMap<ProcessId, Image>, totals: &Totals, plan: &RunPlan, kernel: String) -> Report {
+pub fn assemble(images: &mut BTreeMap<ProcessId, Image>, totals: &Totals, plan: &ReportPlan, kernel: String) -> Report {
     let mode = plan.mode;
     let mut health = health_of(totals, mode);
     let processes = images.values_mut().map(|image| process(image, totals, plan, &mut health)).collect();
@@ -43,7 +43,7 @@ fn health_of(totals: &Totals, mode: Mode) -> Health {
     }
 }
 
-fn process(image: &mut Image, totals: &Totals, plan: &RunPlan, health: &mut Health) -> ProcessReport {
+fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut Health) -> ProcessReport {
     let (sites, folded) = fold_image(image, totals);
     health.unresolved_frames += folded.unresolved_frames;
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(folded.unattributed_bytes);

@@ -126,6 +126,7 @@ impl Collector {
                         tally.changed(sequence, bytes);
                     }
                 }
+                Event::Followed { .. } => {} // the follower's
                 Event::Map { process, stack, change } => {
                     if let Some(image) = self.images.get_mut(&process) {
                         image.map(stack, change);

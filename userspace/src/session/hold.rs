@@ -14,32 +14,39 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::collector::Message;
 use super::image::{Birth, Death};
 use super::modules::{self, Modules};
+use super::recipe;
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::{Shim, Site, site_places};
 use crate::ledger::ProcessId;
 use crate::python::discover::Interpreter;
-use crate::python::layout::{CleanUpCodes, Layout};
-use crate::python::thread_slot::ThreadSlot;
-use crate::python::{verify, with_cleanup};
+use crate::python::layout::Layout;
+use crate::python::verify;
 use crate::tally::{self, Segment, Segments};
 use crate::target::ProcessMemory;
-use crate::target::credentials::Credentials;
+use crate::target::credentials::{self, Credentials};
 use crate::target::preload;
 use crate::target::source::Root;
 use crate::target::status;
 use crate::target::supervise::{AfterExec, Announcement, Watcher, exit_code};
 
-/// `struct pthread.specific` in glibc (nptl/descr.h), the same from 2.27 to 2.43 on x86-64.
-const GLIBC_SPECIFIC: u32 = 0x510;
-
 /// A watched process.
 struct Held {
     id: ProcessId,
+    command: Vec<String>,
     links: Links,
     interpreter: Interpreter,
     layout: Layout,
     /// Where it counts its blocks itself.
     tally: Option<Arc<Segment>>,
+}
+
+/// A Python that was found in a process.
+pub(super) struct Look {
+    interpreter: Interpreter,
+    allocators: Vec<Arc<modules::Allocator>>,
+    loader_range: (u64, u64),
+    library_range: (u64, u64),
+    tcache_offset: u64,
 }
 
 /// The library that lets a process count its blocks itself.
@@ -63,6 +70,8 @@ pub struct Hold {
     notice: Option<File>,
     credentials: Option<Arc<Credentials>>,
     last_id: u32,
+    /// Nobody holds its processes.
+    followed: bool,
 }
 
 impl Hold {
@@ -104,7 +113,13 @@ impl Hold {
             watched: HashMap::new(),
             modules: Modules::default(),
             last_id: 0,
+            followed: false,
         }
+    }
+
+    /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
+    pub fn of_followed(attacher: Arc<Attacher>, mode: Mode, messages: UnboundedSender<Message>) -> Self {
+        Self { followed: true, ..Self::new(attacher, mode, messages, None, false, None) }
     }
 
     fn note(&self, text: String) {
@@ -149,29 +164,38 @@ impl Hold {
     }
 
     /// Begins an image: tells the collector first, so that its births come before their records.
-    fn begin(&mut self, pid: Pid, process: abi::rm_process, held: Held, forked_from: Option<ProcessId>) {
-        let id = ProcessId(process.id);
+    fn begin(&mut self, pid: Pid, process: &abi::rm_process, held: Held, forked_from: Option<ProcessId>) {
+        self.announce(pid, held, forked_from);
+        if let Err(error) = self.attacher.watch(pid.as_raw().unsigned_abs(), process) {
+            self.note(format!("process {pid}: it is not measured: {error}"));
+        }
+    }
+
+    /// Tells the collector of an image.
+    fn announce(&mut self, pid: Pid, held: Held, forked_from: Option<ProcessId>) {
         let birth = Birth {
-            id,
+            id: held.id,
             pid,
             parent: status::parent_pid(pid).unwrap_or(Pid::from_raw(0)),
-            command: command_of(pid),
+            command: held.command.clone(),
             cgroup: status::cgroup(pid).ok(),
-            started: SystemTime::now(),
+            // What was compiled since then may be of files as they were then.
+            started: if self.followed { status::started(pid).ok() } else { None }.unwrap_or_else(SystemTime::now),
             interpreter: held.interpreter.clone(),
             layout: held.layout.clone(),
             forked_from,
             attacher: Arc::clone(&self.attacher),
-            credentials: self.credentials.clone(),
+            credentials: if self.followed {
+                credentials::of_process(pid).map(Arc::new)
+            } else {
+                self.credentials.clone()
+            },
             help: self.help.clone(),
             tally: held.tally.clone(),
             root: Root::of(pid).ok(),
             rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
         };
         let _ = self.messages.send(Message::Born(Box::new(birth)));
-        if let Err(error) = self.attacher.watch(pid.as_raw().unsigned_abs(), &process) {
-            self.note(format!("process {pid}: it is not measured: {error}"));
-        }
         self.watched.insert(pid, held);
     }
 
@@ -219,6 +243,48 @@ impl Hold {
         }
     }
 
+    /// What Python a process has, if it has one.
+    ///
+    /// # Errors
+    /// A sentence and a hint: it has one, and it cannot be measured.
+    pub(super) fn look(&mut self, pid: Pid) -> Result<Option<Look>, (String, String)> {
+        let mapped = self.modules.of(pid).map_err(|error| {
+            let hint = "reading another process takes CAP_SYS_PTRACE: run rmprof-bpf as root";
+            (format!("its mappings cannot be read: {error}"), hint.to_owned())
+        })?;
+        let interpreter = mapped.interpreter().map_err(|refusal| (refusal.sentence, refusal.hint))?;
+        Ok(interpreter.map(|interpreter| Look {
+            interpreter,
+            allocators: mapped.allocators,
+            loader_range: mapped.loader_range,
+            library_range: mapped.library_range,
+            tcache_offset: mapped.tcache_offset,
+        }))
+    }
+
+    /// Begins to measure an image.
+    pub(super) fn watch(&mut self, pid: Pid, look: Look, said: Option<Announcement>) {
+        let Look { interpreter, allocators, .. } = look;
+        // Before the beginning is taken: what it reads may become resident by that.
+        let layout = self.live_layout(pid, &interpreter);
+        let mut process = self.new_process(pid);
+        recipe::describe(&mut process, &interpreter, &layout);
+        (process.loader_start, process.loader_end) = look.loader_range;
+        (process.library_start, process.library_end) = look.library_range;
+        process.tcache_offset = look.tcache_offset;
+        let tally = said.filter(|_| only_libc(&allocators)).and_then(|said| self.tally(pid, said));
+        if let Some(tally) = &tally {
+            let segments = tally.siblings();
+            (process.tally, process.tally_thread) = (segments.address(), segments.thread_offset());
+        }
+        let links = self.attach(pid, &allocators, tally.as_deref());
+        if let Some(tally) = &tally {
+            tally.begin(&process, self.mode == Mode::Objects, None);
+        }
+        let held = Held { id: ProcessId(process.id), command: command_of(pid), links, interpreter, layout, tally };
+        self.begin(pid, &process, held, None);
+    }
+
     /// What the preloaded library of an image offers to count in.
     fn tally(&self, pid: Pid, said: Announcement) -> Option<Arc<Segment>> {
         match Segments::of(pid, said) {
@@ -241,6 +307,34 @@ impl Hold {
         own
     }
 
+    /// A fork that nobody holds is there, and counted, as `id`.
+    pub(super) fn forked_alone(&mut self, parent: ProcessId, child: Pid, id: ProcessId) {
+        let Some(held) = self.watched.values().find(|held| held.id == parent) else { return };
+        // A fork has its parent's command line; its own may be another's by now.
+        let (interpreter, layout, command) = (held.interpreter.clone(), held.layout.clone(), held.command.clone());
+        let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
+        let links = self.attach(child, &libraries, None);
+        self.announce(child, Held { id, command, links, interpreter, layout, tally: None }, Some(parent));
+    }
+
+    /// An image that nobody holds is no more.
+    pub(super) fn gone(&mut self, pid: Pid, status: Option<i32>, resident: (u64, u64)) {
+        let Some(held) = self.watched.remove(&pid) else { return };
+        let (rss_bytes, peak_bytes) = resident;
+        let death = Death { ended: SystemTime::now(), status, rss_bytes, peak_bytes, last_change: None };
+        let _ = self.messages.send(Message::Died(held.id, death));
+    }
+
+    /// The processes that are measured now.
+    pub(super) fn watched(&self) -> impl Iterator<Item = Pid> {
+        self.watched.keys().copied()
+    }
+
+    /// Could this be a Python, or become one as it loads its libraries?
+    pub(super) fn may_be_python(&self, pid: Pid) -> bool {
+        self.modules.may_be_python(pid)
+    }
+
     fn new_process(&mut self, pid: Pid) -> abi::rm_process {
         // SAFETY: rm_process is a plain C struct for which all zero is a valid value: nothing known yet.
         let mut process: abi::rm_process = unsafe { std::mem::zeroed() };
@@ -249,6 +343,9 @@ impl Hold {
             Mode::Heap | Mode::Objects => abi::RM_HEAP,
             Mode::Pages => abi::RM_PAGES,
         };
+        if self.followed {
+            process.flags |= abi::RM_FOLLOW;
+        }
         seed_resident(&mut process, pid);
         process
     }
@@ -265,6 +362,7 @@ impl Watcher for Hold {
     fn forked(&mut self, parent: Pid, child: Pid) {
         let Some(held) = self.watched.get(&parent) else { return };
         let (interpreter, layout, parent_id) = (held.interpreter.clone(), held.layout.clone(), held.id);
+        let command = held.command.clone();
         let Some(mut process) = self.attacher.watched(parent.as_raw().unsigned_abs()) else { return };
         let tally = self.tally_of_fork(child, held.tally.as_deref());
         let from = process.id;
@@ -283,8 +381,8 @@ impl Watcher for Hold {
             let of_parent = self.watched.get(&parent).and_then(|parent| parent.tally.as_deref());
             tally.begin(&process, self.mode == Mode::Objects, of_parent);
         }
-        let held = Held { id: ProcessId(process.id), links, interpreter, layout, tally };
-        self.begin(child, process, held, Some(parent_id));
+        let held = Held { id: ProcessId(process.id), command, links, interpreter, layout, tally };
+        self.begin(child, &process, held, Some(parent_id));
     }
 
     fn executed(&mut self, pid: Pid) -> AfterExec {
@@ -299,49 +397,11 @@ impl Watcher for Hold {
     }
 
     fn loaded(&mut self, pid: Pid, said: Option<Announcement>) {
-        let mapped = match self.modules.of(pid) {
-            Ok(mapped) => mapped,
-            Err(error) => {
-                let text = format!("process {pid}: its mappings cannot be read, it is not measured: {error}");
-                drop(self.messages.send(Message::Note(text)));
-                return;
-            }
-        };
-        let interpreter = match mapped.interpreter() {
-            Ok(Some(interpreter)) => interpreter,
-            Ok(None) => return,
-            Err(refusal) => {
-                let text = format!("process {pid} is not measured: {}\nhint: {}", refusal.sentence, refusal.hint);
-                drop(self.messages.send(Message::Note(text)));
-                return;
-            }
-        };
-        let (allocators, tcache_offset) = (mapped.allocators, mapped.tcache_offset);
-        let (loader_range, library_range) = (mapped.loader_range, mapped.library_range);
-        // Before the beginning is taken: what it reads may become resident by that.
-        let layout = self.live_layout(pid, &interpreter);
-        let mut process = self.new_process(pid);
-        process.flags |= abi::RM_PYTHON;
-        process.layout = layout_of(&layout);
-        set_thread_slot(&mut process, &interpreter);
-        (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
-        (process.loader_start, process.loader_end) = loader_range;
-        (process.library_start, process.library_end) = library_range;
-        process.specific_offset = GLIBC_SPECIFIC;
-        process.tcache_offset = tcache_offset;
-        process.finalizing_address = interpreter.finalizing_address();
-        process.code_type = interpreter.code_type.unwrap_or(0);
-        let tally = said.filter(|_| only_libc(&allocators)).and_then(|said| self.tally(pid, said));
-        if let Some(tally) = &tally {
-            let segments = tally.siblings();
-            (process.tally, process.tally_thread) = (segments.address(), segments.thread_offset());
+        match self.look(pid) {
+            Ok(Some(look)) => self.watch(pid, look, said),
+            Ok(None) => {}
+            Err((sentence, hint)) => self.note(format!("process {pid} is not measured: {sentence}\nhint: {hint}")),
         }
-        let links = self.attach(pid, &allocators, tally.as_deref());
-        if let Some(tally) = &tally {
-            tally.begin(&process, self.mode == Mode::Objects, None);
-        }
-        let held = Held { id: ProcessId(process.id), links, interpreter, layout, tally };
-        self.begin(pid, process, held, None);
     }
 
     fn exited(&mut self, pid: Pid, status: std::process::ExitStatus) {
@@ -394,97 +454,4 @@ fn launch_points(shim: &Shim) -> anyhow::Result<(File, Vec<ProbePoint>)> {
         })
         .collect();
     Ok((File::open(shim.extension_path())?, points))
-}
-
-/// Where its threads keep their thread states.
-fn set_thread_slot(process: &mut abi::rm_process, interpreter: &Interpreter) {
-    process.slot_kind = abi::RM_SLOT_VARIABLE;
-    process.key_address = interpreter.interpreters_address();
-    match interpreter.thread_slot {
-        ThreadSlot::TssKey { address } => {
-            (process.slot_kind, process.key_address) = (abi::RM_SLOT_TSS_KEY, address);
-        }
-        ThreadSlot::Static { offset } => process.slot_offset = offset,
-        ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
-    }
-}
-
-/// How much of a frame is to be read: to the last field wanted and no further.
-fn frame_bytes(layout: &Layout) -> u32 {
-    let position = if layout.position_kind == abi::RM_POSITION_POINTER { 8 } else { 4 };
-    let owner = if layout.frame_owner == abi::RM_ABSENT { 0 } else { layout.frame_owner + 1 };
-    (layout.frame_back + 8).max(layout.frame_code + 8).max(layout.frame_position + position).max(owner)
-}
-
-/// The data file's fields as the walker's struct, name by name.
-fn layout_of(layout: &Layout) -> abi::rm_layout {
-    abi::rm_layout {
-        thread_head: layout.thread_head,
-        thread_head_hop: layout.thread_head_hop,
-        thread_thread_id: layout.thread_thread_id,
-        frame_base: layout.frame_base,
-        frame_bytes: frame_bytes(layout),
-        frame_back: layout.frame_back,
-        frame_code: layout.frame_code,
-        frame_code_tags: layout.frame_code_tags,
-        frame_position: layout.frame_position,
-        frame_owner: layout.frame_owner,
-        owner_skip: layout.owner_skip,
-        position_kind: layout.position_kind,
-        code_base: layout.code_base,
-        code_first_line: layout.code_first_line,
-        code_filename: layout.code_filename,
-        code_name: layout.code_name,
-        code_qualname: layout.code_qualname,
-        code_line_table: layout.code_line_table,
-        code_version: layout.code_version,
-        code_code: layout.code_code,
-        lines_mended: with_cleanup::is_needed(layout.minor).into(),
-        code_bytecode: layout.code_bytecode,
-        object_type: layout.object_type,
-        str_length: layout.str_length,
-        str_state: layout.str_state,
-        str_ascii_data: layout.str_ascii_data,
-        str_compact_data: layout.str_compact_data,
-        str_kind_shift: layout.str_kind_shift,
-        str_compact_bit: layout.str_compact_bit,
-        str_ascii_bit: layout.str_ascii_bit,
-        bytes_length: layout.bytes_length,
-        bytes_data: layout.bytes_data,
-        arena_bytes: layout.arena_bytes,
-        clean_up: layout.clean_up.as_ref().map_or(NO_CLEAN_UP, clean_up_of),
-    }
-}
-
-const NO_CLEAN_UP: abi::rm_clean_up = abi::rm_clean_up {
-    calls: [0; 8],
-    load: [abi::RM_ABSENT; 2],
-    again: [abi::RM_ABSENT; 2],
-    argument: 0,
-    raised: abi::RM_ABSENT,
-    before: [abi::RM_ABSENT; 3],
-    line: abi::RM_ABSENT,
-};
-
-fn clean_up_of(codes: &CleanUpCodes) -> abi::rm_clean_up {
-    let mut calls = [0; 8];
-    for call in &codes.calls {
-        calls[usize::from(call >> 5)] |= 1 << (call & 31);
-    }
-    abi::rm_clean_up {
-        calls,
-        load: filled(codes.load.iter().copied().map(u32::from)),
-        again: filled(codes.again.iter().copied().map(u32::from)),
-        argument: codes.argument.into(),
-        raised: codes.raised.into(),
-        before: filled(codes.before.iter().map(|(opcode, argument)| u32::from(*opcode) | u32::from(*argument) << 8)),
-        line: codes.line.map_or(abi::RM_ABSENT, u32::from),
-    }
-}
-
-/// What there is, and `RM_ABSENT` in the rest; more than there is room for was refused (`CleanUpCodes::validate`).
-fn filled<const N: usize>(values: impl Iterator<Item = u32>) -> [u32; N] {
-    let mut all = [abi::RM_ABSENT; N];
-    all.iter_mut().zip(values).for_each(|(place, value)| *place = value);
-    all
 }

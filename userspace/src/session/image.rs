@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::unistd::Pid;
+use rmprof_probes::abi;
 
 use super::pieces::Pieces;
 use super::tallied::Tally;
@@ -336,7 +337,9 @@ struct ImageMemory<'i> {
 impl ImageMemory<'_> {
     fn still_this_image(&self) -> std::io::Result<()> {
         let watched = self.birth.attacher.watched(self.birth.pid.as_raw().unsigned_abs());
-        if watched.is_some_and(|process| process.id == self.birth.id.0) {
+        // An exec leaves the number for a moment, and takes all else that was known.
+        let is_this = |process: &abi::rm_process| process.id == self.birth.id.0 && process.flags & abi::RM_PYTHON != 0;
+        if watched.as_ref().is_some_and(is_this) {
             return Ok(());
         }
         Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the process has ended or executed another program"))

@@ -4,13 +4,16 @@
 //! [`Attacher`](crate::kernel::Attacher) and one channel.
 
 mod assemble;
+pub mod attach;
 mod collector;
 mod command_text;
+mod follow;
 mod hold;
 mod image;
 mod modules;
 mod pieces;
 mod progress;
+mod recipe;
 mod tallied;
 
 use std::ffi::OsString;
@@ -27,13 +30,13 @@ use collector::{Collector, Message};
 use hold::Hold;
 use progress::Progress;
 
-use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals};
+use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
-use crate::plan::RunPlan;
+use crate::plan::{ReportPlan, RunPlan};
 use crate::target::credentials::{self, Credentials, CredentialsError};
 use crate::target::signals::Signals;
 use crate::target::spawn::{Command, SpawnError};
-use crate::target::supervise;
+use crate::target::{Pid, supervise};
 
 /// What makes CPython ask the C allocator for every object (Objects/obmalloc.c, _PyMem_SetupAllocators).
 const MALLOC_FOR_OBJECTS: &str = "PYTHONMALLOC=malloc";
@@ -64,6 +67,16 @@ pub enum RunError {
         /// What the system said.
         error: io::Error,
     },
+    /// A process that cannot be measured.
+    #[error("process {pid}: {reason}")]
+    Process {
+        /// Which.
+        pid: Pid,
+        /// Why.
+        reason: String,
+        /// The next step.
+        hint: String,
+    },
     /// Anything else of the system.
     #[error("{doing}: {error}")]
     System {
@@ -83,6 +96,7 @@ impl RunError {
             Self::Load(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
             Self::Output { .. } => "choose a file in a directory you may write to",
+            Self::Process { hint, .. } => hint,
             Self::System { .. } => "`rmprof-bpf doctor` says what this machine allows",
         }
     }
@@ -114,7 +128,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         return Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()));
     }
     let credentials = credentials::of_caller(plan.as_root)?;
-    let output = open_output(plan, credentials.as_ref())?;
+    let output = open_output(&plan.report, credentials.as_ref())?;
     let shim = match Shim::create() {
         Ok(shim) => Some(shim),
         Err(error) => {
@@ -123,12 +137,12 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let (kernel, attacher, drain) = Kernel::load(plan.mode, plan.rung)?;
+    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: false }, plan.rung)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let mut hold = Hold::new(
         Arc::clone(&attacher),
-        plan.mode,
+        plan.report.mode,
         sender,
         shim.as_ref(),
         plan.preload,
@@ -157,9 +171,9 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     }
     collector.add_tallies(&mut totals);
     tell_of_marks(&collector, shim.is_some());
-    let report = assemble::assemble(&mut collector.images, &totals, plan, kernel_release());
+    let report = assemble::assemble(&mut collector.images, &totals, &plan.report, kernel_release());
     drop(shim);
-    let written = print(plan, output, &report);
+    let written = print(&plan.report, output, &report);
     drop(signals);
     drop(kernel);
     written?;
@@ -179,7 +193,7 @@ fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>
     if let Some(credentials) = &credentials {
         credentials.apply_to(&mut env);
     }
-    if plan.mode == Mode::Objects
+    if plan.report.mode == Mode::Objects
         && let Some((name, value)) = MALLOC_FOR_OBJECTS.split_once('=')
     {
         env.retain(|(other, _)| other != name);
@@ -252,7 +266,7 @@ fn tell_of_marks(collector: &Collector, shim: bool) {
 }
 
 /// Opens the report's file before the program runs, with the rights of the person who asked, so that nothing is measured in vain.
-fn open_output(plan: &RunPlan, credentials: Option<&Credentials>) -> Result<Option<File>, RunError> {
+fn open_output(plan: &ReportPlan, credentials: Option<&Credentials>) -> Result<Option<File>, RunError> {
     let Some(path) = &plan.output else { return Ok(None) };
     let open = || std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
     let opened = match credentials {
@@ -262,7 +276,7 @@ fn open_output(plan: &RunPlan, credentials: Option<&Credentials>) -> Result<Opti
     opened.map(Some).map_err(|error| RunError::Output { path: path.display().to_string(), error })
 }
 
-fn print(plan: &RunPlan, output: Option<File>, report: &crate::report::Report) -> Result<(), RunError> {
+fn print(plan: &ReportPlan, output: Option<File>, report: &crate::report::Report) -> Result<(), RunError> {
     let failed = |error: io::Error| RunError::Output {
         path: plan.output.as_ref().map_or_else(|| "standard output".into(), |path| path.display().to_string()),
         error,

@@ -75,6 +75,20 @@ pub fn of_caller(as_root: bool) -> Result<Option<Credentials>, CredentialsError>
     choose(variable("SUDO_UID"), variable("SUDO_GID"), variable("SUDO_USER"))
 }
 
+/// Whose rights over files process `pid` has; `None` where it has root's, or it is gone.
+pub fn of_process(pid: nix::unistd::Pid) -> Option<Credentials> {
+    let (user, group, groups) = super::status::file_rights(pid).ok()?;
+    let none = Credentials {
+        user: Uid::from_raw(user),
+        group: Gid::from_raw(group),
+        groups: groups.into_iter().map(Gid::from_raw).collect(),
+        name: String::new(),
+        home: PathBuf::new(),
+        shell: PathBuf::new(),
+    };
+    (!none.user.is_root()).then_some(none)
+}
+
 fn choose(
     user: Option<OsString>,
     group: Option<OsString>,

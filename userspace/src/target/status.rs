@@ -144,6 +144,23 @@ pub fn resident(pid: Pid) -> io::Result<Resident> {
     Ok(Resident { anonymous_bytes: bytes(0), file_bytes: bytes(1), shared_bytes: bytes(2) })
 }
 
+/// User, group and supplementary groups by which the process's access to files is judged (the last of the four numbers of `Uid` and
+/// `Gid`), as our user namespace has them.
+///
+/// # Errors
+/// Where the process is gone.
+pub fn file_rights(pid: Pid) -> io::Result<(u32, u32, Vec<u32>)> {
+    let values = status_value(pid, &["Uid", "Gid", "Groups"])?;
+    let numbers = |index: usize| -> Vec<u32> {
+        let text = values.get(index).cloned().flatten().unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
+    };
+    match (numbers(0).get(3), numbers(1).get(3)) {
+        (Some(user), Some(group)) => Ok((*user, *group, numbers(2))),
+        _ => Err(malformed(pid, "status")),
+    }
+}
+
 /// The process (thread group) a thread belongs to.
 ///
 /// # Errors

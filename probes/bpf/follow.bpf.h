@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * Processes that nobody holds (`attach`): their forks, execs and ends as the kernel does them. A fork counts from its first
+ * instruction; of an exec and an end user space is told, and what comes after is not the old image's.
+ */
+#ifndef FOLLOW_BPF_H
+#define FOLLOW_BPF_H
+
+/* Numbers of images that begin here; user space's own are below. */
+static __u32 next_image = RM_FIRST_FORK;
+
+static __always_inline void tell(const struct rm_process *process, __u32 change, __u32 pid, __u32 parent, __s32 exit_code)
+{
+	struct rm_follow_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+
+	if (!record) {
+		count(RM_COUNT_RING_FULL_FOLLOW);
+		return;
+	}
+	record->event.kind = RM_EVENT_FOLLOW;
+	record->event.process = process->id;
+	record->change = change;
+	record->pid = pid;
+	record->parent = parent;
+	record->exit_code = exit_code;
+	record->resident_bytes = resident_bytes((struct rm_process *)process);
+	record->resident_peak = process->resident_peak;
+	bpf_ringbuf_submit(record, 0); /* at once: it may be short-lived */
+}
+
+static __always_inline int process_forked(struct task_struct *parent, struct task_struct *child)
+{
+	__u32 maker = BPF_CORE_READ(parent, tgid), made = BPF_CORE_READ(child, tgid);
+	struct rm_process *of = bpf_map_lookup_elem(&processes, &maker), *own;
+	__u32 parent_id;
+
+	if (!of || !(of->flags & RM_FOLLOW) || made == maker)
+		return 0;
+	parent_id = of->id;
+	if (bpf_map_update_elem(&processes, &made, of, BPF_ANY)) {
+		count(RM_COUNT_PROCESSES_FULL);
+		return 0;
+	}
+	own = bpf_map_lookup_elem(&processes, &made);
+	if (!own)
+		return 0;
+	own->id = __sync_fetch_and_add(&next_image, 1);
+	own->memory = 0;
+	own->resident_peak = resident_bytes(own);
+	/* It borrows its parent's memory until its exec (vfork): what it does to it is its parent's. */
+	if (BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm))
+		own->flags &= ~(RM_HEAP | RM_PAGES);
+	tell(own, own->flags & (RM_HEAP | RM_PAGES) ? RM_FOLLOW_FORK : RM_FOLLOW_VFORK, made, parent_id, 0);
+	return 0;
+}
+
+static __always_inline int process_executed(struct task_struct *task)
+{
+	__u32 pid = BPF_CORE_READ(task, tgid);
+	struct rm_process *process = bpf_map_lookup_elem(&processes, &pid);
+	__u64 memory;
+
+	if (!process || !(process->flags & RM_FOLLOW))
+		return 0;
+	memory = process->memory;
+	tell(process, RM_FOLLOW_EXEC, pid, 0, 0);
+	process->flags = RM_FOLLOW; /* until user space knows what it is now */
+	bpf_map_delete_elem(&memories, &memory);
+	return 0;
+}
+
+static __always_inline int process_exited(struct task_struct *task)
+{
+	__u32 pid = BPF_CORE_READ(task, tgid);
+	struct rm_process *process = bpf_map_lookup_elem(&processes, &pid);
+	__u64 memory;
+	__s32 code;
+
+	if (!process || !(process->flags & RM_FOLLOW) || BPF_CORE_READ(task, signal, live.counter) > 0)
+		return 0;
+	/* kernel/exit.c, do_group_exit: the code of the whole, unless its last thread just ended by itself. */
+	code = BPF_CORE_READ(task, signal, group_exit_code);
+	if (!code)
+		code = BPF_CORE_READ(task, exit_code);
+	memory = process->memory;
+	tell(process, RM_FOLLOW_EXIT, pid, 0, code);
+	bpf_map_delete_elem(&memories, &memory);
+	bpf_map_delete_elem(&processes, &pid);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,217 @@
+//! Processes that run already.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use crate::common::{Python, Ran, Report, Run, Script, any_python, near, root, script, supported_pythons};
+
+/// A program under way, bare: it says `ready`, and then does a step for each line it is sent.
+struct Target {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Target {
+    fn start(python: &Python, program: &Script) -> Self {
+        let mut child =
+            Command::new(&python.path).arg(&program.path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut target = Self { child, output };
+        assert_eq!(target.line(), "ready");
+        target
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Has it do a step, and waits until it has.
+    fn step(&mut self, what: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
+        self.line()
+    }
+
+    /// Its standard input ends, and so does it.
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Takes 10 MB at each step, in a loop that it has been in since before anybody attached; has a thread that is in one too.
+const SERVER: &str = "
+import os, sys, threading
+kept = []
+
+def handle(size):
+    kept.append(bytearray(size))  # grows
+    return len(kept)
+
+def background(wake, done):
+    held = None
+    while True:
+        wake.acquire()
+        held = bytearray(20_000_000)  # in a thread
+        done.release()
+
+def serve():
+    wake, done = threading.Semaphore(0), threading.Semaphore(0)
+    threading.Thread(target=background, args=(wake, done), daemon=True).start()
+    print('ready', flush=True)
+    for line in sys.stdin:
+        if line == 'fork\\n':
+            child = os.fork()
+            if child == 0:
+                mine = bytearray(30_000_000)  # in a fork
+                os._exit(7)
+            os.waitpid(child, 0)
+        elif line == 'thread\\n':
+            wake.release()
+            done.acquire()
+        else:
+            handle(10_000_000)
+        print('done', flush=True)
+serve()
+";
+
+/// Attaches, does `steps` once it has, and lets the target end.
+fn attached(python: &Python, options: &[&str], steps: &[&str]) -> (Ran, Script) {
+    let program = script("server.py", SERVER);
+    let mut target = Target::start(python, &program);
+    target.step("warm up");
+    let run = Run::json_of(["attach"]).words(options).word(target.pid());
+    let started = run.start();
+    crate::common::eventually("it is attached", || is_attached(&target.pid()));
+    for step in steps {
+        assert_eq!(target.step(step), "done");
+    }
+    target.end();
+    (started.end(), program)
+}
+
+/// Nothing of the target tells that somebody attached, so the kernel is asked: a process's entry in our map.
+fn is_attached(pid: &str) -> bool {
+    use libbpf_rs::query::MapInfoIter;
+    let pid: u32 = pid.parse().unwrap();
+    MapInfoIter::default().filter(|map| map.name == "processes").any(|map| {
+        libbpf_rs::MapHandle::from_map_id(map.id).is_ok_and(|handle| {
+            use libbpf_rs::MapCore;
+            handle.lookup(&pid.to_ne_bytes(), libbpf_rs::MapFlags::ANY).is_ok_and(|found| found.is_some())
+        })
+    })
+}
+
+fn complete(ran: &Ran) -> Report {
+    let report = ran.report();
+    report.check_complete();
+    report
+}
+
+#[test]
+fn root_the_growing_line_of_a_running_process() {
+    if !root() {
+        return;
+    }
+    for python in supported_pythons() {
+        let (ran, program) = attached(&python, &[], &["grow", "grow", "thread"]);
+        let report = complete(&ran.expect(0).quiet());
+        assert_eq!(report.0["tool"]["mode"], "pages");
+        let process = report.only();
+        assert_eq!(process.number("exit_status"), 0);
+        let what = python.path.display();
+        // Only what came after: 10 MB were there before.
+        near(process.line("handle", program.line("# grows")).increment(), 20_000_000, 64 << 10);
+        near(process.line("background", program.line("# in a thread")).increment(), 20_000_000, 64 << 10);
+        let first = &process.0["functions"][0]["name"];
+        assert!(["<module>", "serve", "handle", "background"].iter().any(|name| first == name), "{first} of {what}");
+    }
+}
+
+#[test]
+fn root_blocks_from_before_are_no_negative_nonsense() {
+    if !root() {
+        return;
+    }
+    let (ran, program) = attached(&any_python(), &["--mode", "heap"], &["grow", "thread", "thread"]);
+    let report = complete(&ran.expect(0).quiet());
+    let process = report.only();
+    near(process.line("handle", program.line("# grows")).increment(), 10_000_001, 8192);
+    let thread = process.line("background", program.line("# in a thread"));
+    assert_eq!((thread.number("allocations"), thread.number("frees")), (2, 1), "{thread:?}");
+}
+
+#[test]
+fn root_forks_are_followed_from_their_first_instruction() {
+    if !root() {
+        return;
+    }
+    let (ran, program) = attached(&any_python(), &[], &["fork", "grow"]);
+    let report = complete(&ran.expect(0).quiet());
+    let processes = report.processes();
+    assert_eq!(processes.len(), 2, "{report}");
+    let [parent, child] = processes[..] else { unreachable!() };
+    assert_eq!((child.parent(), child.number("exit_status")), (parent.pid(), 7));
+    // And the pages that it shared with its parent until it wrote to them.
+    near(child.line("serve", program.line("# in a fork")).increment(), 30_000_000, 256 << 10);
+    assert!(parent.find("serve", program.line("# in a fork")).is_none());
+
+    let (ran, _) = attached(&any_python(), &["--no-children"], &["fork", "grow"]);
+    assert_eq!(complete(&ran.expect(0).quiet()).processes().len(), 1);
+}
+
+#[test]
+fn root_it_lets_go_when_told_to_and_when_killed() {
+    if !root() {
+        return;
+    }
+    let program = script("server.py", SERVER);
+    let mut target = Target::start(&any_python(), &program);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+        let started = Run::json_of(["attach"]).word(target.pid()).start();
+        crate::common::eventually("it is attached", || is_attached(&target.pid()));
+        target.step("grow");
+        started.signal(signal);
+        let ran = started.end();
+        if signal != Signal::SIGKILL {
+            let report = complete(&ran.expect(0).quiet());
+            near(report.only().line("handle", program.line("# grows")).increment(), 10_000_000, 64 << 10);
+            assert!(report.only().0.get("exit_status").is_none(), "it runs on");
+        }
+        crate::common::eventually("nothing is attached", || !is_attached(&target.pid()));
+        assert_eq!(target.step("grow"), "done");
+    }
+    let ran = Run::json_of(["attach"]).words(["--duration", "0.2"]).word(target.pid()).run().expect(0);
+    assert_eq!(ran.report().processes().len(), 1);
+    target.end();
+}
+
+#[test]
+fn root_what_cannot_be_attached_to_is_said() {
+    if !root() {
+        return;
+    }
+    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+    let ran = Run::new(["attach", &sleeper.id().to_string()]).run().expect(125);
+    assert!(ran.stderr_text().contains("it is no Python program\nhint: "), "{ran}");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let ran = Run::new(["attach", &sleeper.id().to_string()]).run().expect(125);
+    assert!(ran.stderr_text().contains("there is no such process\nhint: "), "{ran}");
+    let ran = Run::new(["attach", "--duration", "0", "1"]).run().expect(2);
+    assert!(ran.stderr_text().contains("more than 0"), "{ran}");
+}

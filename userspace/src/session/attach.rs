@@ -1,0 +1,133 @@
+//! Processes that run already: from now on until they end, we are told to stop, or the time is over. They are neither stopped nor
+//! changed.
+
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::collector::{Collector, Message};
+use super::follow::Follower;
+use super::hold::Hold;
+use super::progress::Progress;
+use super::{DRAIN_EVERY, RunError, assemble, kernel_release, open_output, print, say};
+use crate::kernel::event::Event;
+use crate::kernel::{Attacher, Drain, Kernel, Totals, Wanted};
+use crate::plan::AttachPlan;
+use crate::target::credentials;
+
+/// How often what was just executed is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Measures the processes named, prints their report, and returns the exit status to end with.
+///
+/// # Errors
+/// [`RunError`] when one of them cannot be measured; then none is.
+pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
+    let missing = crate::rights::missing();
+    if !missing.is_empty() {
+        return Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()));
+    }
+    let output = open_output(&plan.report, credentials::of_caller(false)?.as_ref())?;
+    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, None)?;
+    let attacher = Arc::new(attacher);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let hold = Hold::of_followed(Arc::clone(&attacher), plan.report.mode, sender);
+    let mut follower = Follower::new(hold, plan.children);
+    for pid in &plan.pids {
+        let refuse = |(reason, hint)| RunError::Process { pid: *pid, reason, hint };
+        if nix::sys::signal::kill(*pid, None) == Err(nix::errno::Errno::ESRCH) {
+            let hint = "`pgrep -a python` lists the Pythons that run".to_owned();
+            return Err(refuse(("there is no such process".to_owned(), hint)));
+        }
+        follower.begin(*pid).map_err(refuse)?;
+    }
+    if io::stderr().is_terminal() {
+        let what =
+            if plan.pids.len() == 1 { "it runs on unchanged".into() } else { format!("{} processes", plan.pids.len()) };
+        say(&format!("attached ({what}); Ctrl-C writes the report and lets go"));
+    }
+    let mut collector = Collector::default();
+    let totals = watch(plan, &mut collector, &drain, receiver, &mut follower, &attacher)
+        .map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
+    let mut report = assemble::assemble(&mut collector.images, &totals, &plan.report, kernel_release());
+    if follower.missed > 0 {
+        report.health.lost = report.health.lost.saturating_add(follower.missed);
+        report.health.counters.push(("processes_missed".into(), follower.missed));
+    }
+    let written = print(&plan.report, output, &report);
+    drop(kernel);
+    written.map(|()| 0)
+}
+
+fn watch(
+    plan: &AttachPlan,
+    collector: &mut Collector,
+    drain: &Drain,
+    mut messages: UnboundedReceiver<Message>,
+    follower: &mut Follower,
+    attacher: &Attacher,
+) -> io::Result<Totals> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // SAFETY: the descriptor is owned by what is registered, and open for as long.
+        let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut clock = tokio::time::interval(DRAIN_EVERY);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let over = tokio::time::sleep(plan.duration.unwrap_or(Duration::MAX));
+        tokio::pin!(over);
+        let mut progress = Progress::new();
+        let mut loading = false;
+        while follower.has_any() {
+            tokio::select! {
+                _ = clock.tick() => progress.tick(&collector.images, attacher),
+                () = tokio::time::sleep(LOOK_EVERY), if loading => {}
+                ready = ring.readable() => ready?.clear_ready(),
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                _ = hang_up.recv() => break,
+                () = &mut over => break,
+            }
+            take(collector, drain, &mut messages, follower)?;
+            loading = follower.look_again();
+            hear(collector, &mut messages);
+        }
+        io::Result::Ok(())
+    })?;
+    follower.let_go();
+    take(collector, drain, &mut messages, follower)?;
+    if collector.images.values().all(|image| image.stacks.is_empty()) {
+        say("no memory moved in what was measured");
+    }
+    drain.totals()
+}
+
+/// Takes the records in their order: one of a fork makes an image that those after it are of.
+fn take(
+    collector: &mut Collector,
+    drain: &Drain,
+    messages: &mut UnboundedReceiver<Message>,
+    follower: &mut Follower,
+) -> io::Result<()> {
+    hear(collector, messages);
+    for event in drain.take()? {
+        if matches!(event, Event::Followed { .. }) {
+            follower.hear(&event);
+            hear(collector, messages);
+        } else {
+            collector.record(vec![event]);
+        }
+    }
+    Ok(())
+}
+
+fn hear(collector: &mut Collector, messages: &mut UnboundedReceiver<Message>) {
+    while let Ok(message) = messages.try_recv() {
+        collector.hear(message);
+    }
+}
