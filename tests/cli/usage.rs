@@ -84,7 +84,7 @@ fn an_unknown_mode() {
 
     ----- stderr -----
     error: invalid value 'heaps' for '--mode <MODE>'
-      [possible values: heap, pages]
+      [possible values: heap, objects, pages]
 
       tip: a similar value exists: 'heap'
 
