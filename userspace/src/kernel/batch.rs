@@ -8,6 +8,21 @@ use libbpf_rs::{MapCore, MapHandle};
 
 const BATCH: u32 = 4096;
 
+/// Deletes entries by their keys. One that is not there any more is no error.
+///
+/// # Errors
+/// What the kernel says otherwise.
+pub fn delete<'k>(map: &MapHandle, keys: impl Iterator<Item = &'k [u8]>) -> io::Result<()> {
+    for key in keys {
+        match map.delete(key) {
+            Ok(()) => {}
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => {}
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
+}
+
 /// Every key and value of a hash map, as they stand. Entries written meanwhile may or may not be there.
 ///
 /// # Errors

@@ -1,8 +1,9 @@
 //! Getting out what the kernel side gathered: records as they come, sums when asked.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -43,6 +44,18 @@ pub(super) struct Maps {
     pub counters: MapHandle,
     pub siteless: MapHandle,
     pub tally_stacks: MapHandle,
+    pub blocks: MapHandle,
+    pub arenas: MapHandle,
+    pub codes: MapHandle,
+}
+
+/// Where the keys of each kind have the process, bytes (maps.bpf.h, rmprof.h).
+const PROCESS_AT: usize = 8;
+const PROCESS_AT_IN_TALLY: usize = offset_of!(abi::rm_tally_key, process);
+
+/// The process that a key is of.
+fn process_in(key: &[u8], at: usize) -> Option<ProcessId> {
+    key.get(at..).and_then(from_bytes).map(ProcessId)
 }
 
 /// The records and sums. Belongs to one thread.
@@ -107,7 +120,37 @@ impl Drain {
         let mut totals = Totals { counters: self.sum(&self.maps.counters, COUNTERS.len())?, ..Totals::default() };
         let siteless = self.sum(&self.maps.siteless, 2)?;
         totals.siteless = (siteless[0], siteless[1]);
-        for (key, value) in batch::entries(&self.maps.sites)? {
+        let all = |map: &MapHandle, _| batch::entries(map);
+        self.add_sums(&mut totals, all)?;
+        Ok(totals)
+    }
+
+    /// The sums of images that have ended, which make room for others: with all else that is kept of them they are deleted.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn sweep(&self, ended: &HashSet<ProcessId>) -> io::Result<Totals> {
+        let of_ended = |map: &MapHandle, at| -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+            let mut found = batch::entries(map)?;
+            found.retain(|(key, _)| process_in(key, at).is_some_and(|process| ended.contains(&process)));
+            batch::delete(map, found.iter().map(|(key, _)| key.as_slice()))?;
+            Ok(found)
+        };
+        let mut totals = Totals::default();
+        self.add_sums(&mut totals, of_ended)?;
+        for map in [&self.maps.blocks, &self.maps.arenas, &self.maps.codes] {
+            of_ended(map, PROCESS_AT)?;
+        }
+        Ok(totals)
+    }
+
+    /// Adds the sums that `entries` gives of each map, whose keys have the process at the place named.
+    fn add_sums(
+        &self,
+        totals: &mut Totals,
+        entries: impl Fn(&MapHandle, usize) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>>,
+    ) -> io::Result<()> {
+        for (key, value) in entries(&self.maps.sites, PROCESS_AT)? {
             if let (Some(key), Some(site)) = (from_bytes::<abi::rm_site_key>(&key), from_bytes::<abi::rm_site>(&value))
             {
                 let counts = SiteCounts {
@@ -127,7 +170,7 @@ impl Drain {
                 ));
             }
         }
-        for (key, value) in batch::entries(&self.maps.lines)? {
+        for (key, value) in entries(&self.maps.lines, PROCESS_AT)? {
             if let (Some(key), Some(line)) = (from_bytes::<abi::rm_line_key>(&key), from_bytes::<abi::rm_line>(&value))
             {
                 let counts = LineCounts {
@@ -138,18 +181,18 @@ impl Drain {
                 totals.lines.push((ProcessId(key.process), key.code, key.line, counts));
             }
         }
-        for (key, value) in batch::entries(&self.maps.marks)? {
+        for (key, value) in entries(&self.maps.marks, PROCESS_AT)? {
             if let (Some(key), Some(mark)) = (from_bytes::<abi::rm_mark_key>(&key), from_bytes::<abi::rm_mark>(&value))
             {
                 totals.entries.push((ProcessId(key.process), key.code, mark.entry_resident_bytes));
             }
         }
-        for (key, value) in batch::entries(&self.maps.tally_stacks)? {
+        for (key, value) in entries(&self.maps.tally_stacks, PROCESS_AT_IN_TALLY)? {
             if let (Some(key), Some(stack)) = (from_bytes::<abi::rm_tally_key>(&key), from_bytes::<u64>(&value)) {
                 totals.tally_stacks.insert((ProcessId(key.process), key.site), StackId(stack));
             }
         }
-        Ok(totals)
+        Ok(())
     }
 
     /// The first `length` elements of an array that every CPU has its own of, summed.

@@ -269,6 +269,9 @@ fn assemble(
         counters: map(&object, "counters")?,
         siteless: map(&object, "siteless")?,
         tally_stacks: map(&object, "tally_stacks")?,
+        blocks: map(&object, "blocks")?,
+        arenas: map(&object, "arenas")?,
+        codes: map(&object, "codes")?,
     })?;
     let measured = object
         .progs_mut()

@@ -16,25 +16,62 @@ fn is_file_name(filename: &str) -> bool {
     filename.starts_with('<') || filename.contains('/') || filename.ends_with(".py")
 }
 
-/// Makes the report of all images.
-pub fn assemble(images: &mut BTreeMap<ProcessId, Image>, totals: &Totals, plan: &ReportPlan, kernel: String) -> Report {
-    let mode = plan.mode;
-    let mut health = health_of(totals, mode);
-    let processes = images.values_mut().map(|image| process(image, totals, plan, &mut health)).collect();
-    let environment = if mode == Mode::Objects { vec![super::MALLOC_FOR_OBJECTS.into()] } else { Vec::new() };
-    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.name().into(), kernel, environment };
-    Report { tool, health, processes }
+/// What is known of images whose sums are all there: the rest of them is not kept.
+#[derive(Debug, Default)]
+pub struct Settled {
+    processes: BTreeMap<ProcessId, ProcessReport>,
+    health: Health,
 }
 
-fn health_of(totals: &Totals, mode: Mode) -> Health {
+impl Settled {
+    /// Adds an image that has ended. `totals` are its own, or of others too.
+    pub fn add(&mut self, mut image: Image, totals: &Totals, plan: &ReportPlan) {
+        let report = process(&mut image, totals, plan, &mut self.health);
+        self.health.events = self.health.events.saturating_add(blocks_of(image.birth.id, totals, plan.mode));
+        self.processes.insert(image.birth.id, report);
+    }
+
+    /// Is there any?
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+}
+
+/// Makes the report of all images: of those `settled`, and of the others.
+pub fn assemble(
+    images: BTreeMap<ProcessId, Image>,
+    mut settled: Settled,
+    totals: &Totals,
+    plan: &ReportPlan,
+    kernel: String,
+) -> Report {
+    let mode = plan.mode;
+    for image in images.into_values() {
+        settled.add(image, totals, plan);
+    }
+    let mut health = health_of(totals);
+    let Health { events, unresolved_frames, unattributed_bytes, .. } = settled.health;
+    health.events = health.events.saturating_add(events);
+    health.unresolved_frames = unresolved_frames;
+    health.unattributed_bytes = health.unattributed_bytes.saturating_add(unattributed_bytes);
+    let environment = if mode == Mode::Objects { vec![super::MALLOC_FOR_OBJECTS.into()] } else { Vec::new() };
+    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.name().into(), kernel, environment };
+    Report { tool, health, processes: settled.processes.into_values().collect() }
+}
+
+/// Events of blocks, which the kernel side counts nowhere else.
+fn blocks_of(id: ProcessId, totals: &Totals, mode: Mode) -> u64 {
+    let own = totals.sites.iter().filter(|(process, ..)| *process == id && mode.counts_blocks());
+    own.map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases)).fold(0, u64::saturating_add)
+}
+
+fn health_of(totals: &Totals) -> Health {
     let count = |name: &str| -> u64 {
         COUNTERS.iter().zip(&totals.counters).filter(|(row, _)| row.name == name).map(|(_, value)| *value).sum()
     };
     let faults = COUNTERS.iter().zip(&totals.counters).filter(|(row, value)| row.loses && **value > 0);
-    let of_blocks = totals.sites.iter().map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases));
-    let of_blocks = if mode.counts_blocks() { of_blocks.fold(0, u64::saturating_add) } else { 0 };
     Health {
-        events: count("events").saturating_add(of_blocks),
+        events: count("events"),
         lost: faults.clone().map(|(_, value)| *value).sum(),
         truncated_stacks: count("stack_truncated"),
         unresolved_frames: 0,

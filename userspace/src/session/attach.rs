@@ -53,7 +53,8 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     let mut collector = Collector::default();
     let totals = watch(plan, &mut collector, &drain, receiver, &mut follower, &attacher)
         .map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
-    let mut report = assemble::assemble(&mut collector.images, &totals, &plan.report, kernel_release());
+    let Collector { images, settled, .. } = collector;
+    let mut report = assemble::assemble(images, settled, &totals, &plan.report, kernel_release());
     if follower.missed > 0 {
         report.health.lost = report.health.lost.saturating_add(follower.missed);
         report.health.counters.push(("processes_missed".into(), follower.missed));
@@ -96,12 +97,16 @@ fn watch(
             take(collector, drain, &mut messages, follower)?;
             loading = follower.look_again();
             hear(collector, &mut messages);
+            if let Some(ended) = collector.to_settle() {
+                let sums = drain.sweep(ended)?;
+                collector.settle(sums, &plan.report);
+            }
         }
         io::Result::Ok(())
     })?;
     follower.let_go();
     take(collector, drain, &mut messages, follower)?;
-    if collector.images.values().all(|image| image.stacks.is_empty()) {
+    if collector.settled.is_empty() && collector.images.values().all(|image| image.stacks.is_empty()) {
         say("no memory moved in what was measured");
     }
     drain.totals()

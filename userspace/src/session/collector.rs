@@ -1,12 +1,16 @@
 //! The collector: records and news of processes in, one state of all images out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use super::assemble::Settled;
 use super::image::{Birth, Death, Image};
 use super::tallied::Tally;
 use crate::kernel::Totals;
+use crate::kernel::counters::COUNTERS;
 use crate::kernel::event::Event;
 use crate::ledger::ProcessId;
+use crate::plan::ReportPlan;
+use crate::target::Pid;
 
 /// What the supervisor tells the collector.
 #[derive(Debug)]
@@ -19,6 +23,16 @@ pub enum Message {
     Note(String),
 }
 
+/// So many images that have ended make it worth to read the maps.
+const MANY: usize = 16;
+
+fn add_tally(image: &mut Image, totals: &mut Totals) {
+    if let Some(tally) = &mut image.tally {
+        tally.finish(None);
+        tally.add_to(image.birth.id, totals);
+    }
+}
+
 /// All images of the session.
 #[derive(Debug, Default)]
 pub struct Collector {
@@ -28,6 +42,14 @@ pub struct Collector {
     early: Vec<Event>,
     /// How many announcements were lost so far.
     unheard: u64,
+    /// Images that have ended, and whose sums are still the kernel side's.
+    ended: HashSet<ProcessId>,
+    /// Those whose sums are here.
+    pub settled: Settled,
+    /// What their tallies counted besides: counters and bytes without a site.
+    kept: Totals,
+    /// Processes that ran without our help to marks.
+    pub without_marks: Vec<Pid>,
 }
 
 impl Collector {
@@ -47,6 +69,7 @@ impl Collector {
             Message::Died(id, death) => {
                 if let Some(image) = self.images.get_mut(&id) {
                     image.death = Some(death);
+                    self.ended.insert(id);
                     if let Some(tally) = &mut image.tally {
                         tally.finish(death.last_change);
                     }
@@ -74,13 +97,42 @@ impl Collector {
         self.images.values_mut().filter_map(|image| image.tally.as_mut())
     }
 
-    /// Adds to the kernel side's sums what the processes counted themselves.
+    /// Images whose sums may be taken now, when there are enough of them to be worth it: maps are read whole for that.
+    pub fn to_settle(&self) -> Option<&HashSet<ProcessId>> {
+        (self.ended.len() >= MANY).then_some(&self.ended)
+    }
+
+    /// Takes the sums of the images that have ended, and lets go of what is not in their reports.
+    pub fn settle(&mut self, mut totals: Totals, plan: &ReportPlan) {
+        // Counters are nobody's in particular: they are summed over all.
+        (totals.counters, totals.siteless) = (std::mem::take(&mut self.kept.counters), self.kept.siteless);
+        totals.counters.resize(COUNTERS.len(), 0);
+        for id in std::mem::take(&mut self.ended) {
+            let Some(mut image) = self.images.remove(&id) else { continue };
+            add_tally(&mut image, &mut totals);
+            self.note_marks(&image);
+            self.settled.add(image, &totals, plan);
+        }
+        (self.kept.counters, self.kept.siteless) = (totals.counters, totals.siteless);
+    }
+
+    /// The end: adds to the kernel side's sums what the processes counted themselves.
     pub fn add_tallies(&mut self, totals: &mut Totals) {
-        for image in self.images.values_mut() {
-            if let Some(tally) = &mut image.tally {
-                tally.finish(None);
-                tally.add_to(image.birth.id, totals);
-            }
+        let mut images = std::mem::take(&mut self.images);
+        for image in images.values_mut() {
+            add_tally(image, totals);
+            self.note_marks(image);
+        }
+        self.images = images;
+        totals.counters.iter_mut().zip(&self.kept.counters).for_each(|(total, kept)| *total += kept);
+        totals.siteless.0 += self.kept.siteless.0;
+        totals.siteless.1 += self.kept.siteless.1;
+    }
+
+    fn note_marks(&mut self, image: &Image) {
+        let has_run = image.death.is_some() && image.stacks.values().any(|stack| !stack.frames.is_empty());
+        if has_run && !image.hello {
+            self.without_marks.push(image.birth.pid);
         }
     }
 

@@ -165,18 +165,19 @@ impl Hold {
 
     /// Begins an image: tells the collector first, so that its births come before their records.
     fn begin(&mut self, pid: Pid, process: &abi::rm_process, held: Held, forked_from: Option<ProcessId>) {
-        self.announce(pid, held, forked_from);
+        let parent = status::parent_pid(pid).unwrap_or(Pid::from_raw(0));
+        self.announce(pid, parent, held, forked_from);
         if let Err(error) = self.attacher.watch(pid.as_raw().unsigned_abs(), process) {
             self.note(format!("process {pid}: it is not measured: {error}"));
         }
     }
 
     /// Tells the collector of an image.
-    fn announce(&mut self, pid: Pid, held: Held, forked_from: Option<ProcessId>) {
+    fn announce(&mut self, pid: Pid, parent: Pid, held: Held, forked_from: Option<ProcessId>) {
         let birth = Birth {
             id: held.id,
             pid,
-            parent: status::parent_pid(pid).unwrap_or(Pid::from_raw(0)),
+            parent,
             command: held.command.clone(),
             cgroup: status::cgroup(pid).ok(),
             // What was compiled since then may be of files as they were then.
@@ -309,12 +310,14 @@ impl Hold {
 
     /// A fork that nobody holds is there, and counted, as `id`.
     pub(super) fn forked_alone(&mut self, parent: ProcessId, child: Pid, id: ProcessId) {
-        let Some(held) = self.watched.values().find(|held| held.id == parent) else { return };
+        let of_parent = self.watched.iter().find(|(_, held)| held.id == parent);
+        let Some((parent_pid, held)) = of_parent.map(|(pid, held)| (*pid, held)) else { return };
         // A fork has its parent's command line; its own may be another's by now.
         let (interpreter, layout, command) = (held.interpreter.clone(), held.layout.clone(), held.command.clone());
         let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
         let links = self.attach(child, &libraries, None);
-        self.announce(child, Held { id, command, links, interpreter, layout, tally: None }, Some(parent));
+        // It may have ended by now: what can be known without it is.
+        self.announce(child, parent_pid, Held { id, command, links, interpreter, layout, tally: None }, Some(parent));
     }
 
     /// An image that nobody holds is no more.

@@ -157,21 +157,24 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
     let mut collector = Collector::default();
-    let gathered = gather(&mut collector, &drain, receiver, &attacher);
+    let gathered = gather(&plan.report, &mut collector, &drain, receiver, &attacher);
     let (status, signals) = supervisor.join().map_err(|_| RunError::System {
         doing: "supervising the program",
         error: io::Error::other("its thread ended early"),
     })?;
     let status = status?;
     let mut totals = gathered.map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
-    if collector.images.is_empty() {
+    if collector.images.is_empty() && collector.settled.is_empty() {
         say(
             "no supported Python ran: nothing was measured\nhint: `rmprof-bpf doctor /path/to/python` says whether one can be",
         );
     }
     collector.add_tallies(&mut totals);
-    tell_of_marks(&collector, shim.is_some());
-    let report = assemble::assemble(&mut collector.images, &totals, &plan.report, kernel_release());
+    if shim.is_some() {
+        tell_of_marks(&collector.without_marks);
+    }
+    let Collector { images, settled, .. } = collector;
+    let report = assemble::assemble(images, settled, &totals, &plan.report, kernel_release());
     drop(shim);
     let written = print(&plan.report, output, &report);
     drop(signals);
@@ -209,6 +212,7 @@ fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>
 
 /// Drains until the supervisor has hung up, then reads the sums.
 fn gather(
+    plan: &ReportPlan,
     collector: &mut Collector,
     drain: &Drain,
     mut messages: UnboundedReceiver<Message>,
@@ -243,6 +247,10 @@ fn gather(
             collector.record(drain.take()?);
             if due {
                 collector.end_look(drain.unheard()?);
+                if let Some(ended) = collector.to_settle() {
+                    let sums = drain.sweep(ended)?;
+                    collector.settle(sums, plan);
+                }
             }
         }
         io::Result::Ok(())
@@ -252,17 +260,20 @@ fn gather(
     drain.totals()
 }
 
-/// Says why there are no marks where a Python ran without our help to it.
-fn tell_of_marks(collector: &Collector, shim: bool) {
-    for image in collector.images.values().filter(|image| shim && !image.hello && image.death.is_some()) {
-        if image.stacks.values().any(|stack| !stack.frames.is_empty()) {
-            say(&format!(
-                "process {}: marks (@profile) are not available, its Python did not load our start-up module (-I, -E, -S or an \
-                 environment of its own); the whole program was profiled",
-                image.birth.pid
-            ));
-        }
-    }
+/// Says why there are no marks where Pythons ran without our help to it.
+fn tell_of_marks(without: &[Pid]) {
+    const NAMED: usize = 3;
+    let named: Vec<String> = without.iter().take(NAMED).map(Pid::to_string).collect();
+    let (who, whose) = match without.len() {
+        0 => return,
+        1 => (format!("process {}", named.join("")), "its Python"),
+        2..=NAMED => (format!("processes {}", named.join(", ")), "their Python"),
+        more => (format!("processes {} and {} more", named.join(", "), more - NAMED), "their Python"),
+    };
+    say(&format!(
+        "{who}: marks (@profile) are not available, {whose} did not load our start-up module (-I, -E, -S or an environment of its \
+         own); the whole program was profiled"
+    ));
 }
 
 /// Opens the report's file before the program runs, with the rights of the person who asked, so that nothing is measured in vain.
