@@ -30,7 +30,7 @@ const MOST_FRAMES: usize = abi::RM_MAX_FRAMES as usize;
 #[test]
 fn frames_of_every_python_found_are_those_it_has_itself() {
     let found = pythons::found();
-    assert!(!found.is_empty(), "no CPython of 3.7 to 3.15 is installed: nothing was tested");
+    assert!(!found.is_empty(), "no CPython of 3.6 to 3.15 is installed: nothing was tested");
     for python in found {
         let mut target = Target::start(&python.program);
         let truth = target.truth();

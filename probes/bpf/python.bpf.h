@@ -60,6 +60,11 @@ static __always_inline __u32 find_key(const struct rm_process *process)
 		return 0;
 	if (process->slot_kind == RM_SLOT_VARIABLE)
 		return !READ_USER(&head, sizeof(head), process->key_address) && head;
+	if (process->slot_kind == RM_SLOT_KEY) {
+		if (READ_USER(&tss.key, sizeof(tss.key), process->key_address) || tss.key >= KEY_LIMIT)
+			return 0;
+		return tss.key + 1;
+	}
 	if (READ_USER(&tss, sizeof(tss), process->key_address - sizeof(tss.initialized)) || !tss.initialized || tss.key >= KEY_LIMIT)
 		return 0;
 	return tss.key + 1;

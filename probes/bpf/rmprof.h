@@ -18,7 +18,7 @@ typedef long long rm_s64;
 
 enum rm_limits {
 	RM_MAX_FRAMES = 128,      /* frames of a stack; deeper ones are cut at the outer end and counted */
-	RM_FRAME_READ = 88,       /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
+	RM_FRAME_READ = 104,      /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
 	RM_CODE_READ = 96,        /* bytes read of each code object, from rm_layout.code_base on */
 	RM_MAX_ACTIVE = 64,       /* marked frames of one thread whose running line is known */
 	RM_FILENAME_BYTES = 1024, /* of co_filename, in its own encoding, in a code object's record; longer ones travel as parts */
@@ -102,7 +102,8 @@ struct rm_layout {
 /* Where a thread keeps its PyThreadState while it does not hold the GIL either. */
 enum rm_slot_kind {
 	RM_SLOT_TSS_KEY = 0, /* 3.7 to 3.14: a Py_tss_t: an i32 that tells whether the key is made, and the pthread key */
-	RM_SLOT_VARIABLE = 1, /* 3.15: a variable of the thread, in its static block or in that of its module */
+	RM_SLOT_KEY = 1,     /* 3.6: the pthread key, an i32 that is negative before it is made */
+	RM_SLOT_VARIABLE = 2, /* 3.15: a variable of the thread, in its static block or in that of its module */
 };
 
 /* Bits of rm_process.flags. */

@@ -117,7 +117,7 @@ static inline __u64 current_stack(struct rm_tally *t)
 		last.slot = 0;
 		goto known;
 	}
-	if (!last.slot || last.of != pointer || (process->slot_kind == RM_SLOT_TSS_KEY && process->key > KEYS_OF_BLOCK)) {
+	if (!last.slot || last.of != pointer || process->key > KEYS_OF_BLOCK) {
 		status = find_slot(process, pointer, &last.slot);
 		last.of = pointer;
 		if (status != RM_STACK_COMPLETE)

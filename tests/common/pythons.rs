@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// The minor versions of Python 3 that rmprof-bpf measures.
-const SUPPORTED: std::ops::RangeInclusive<u32> = 7..=15;
+const SUPPORTED: std::ops::RangeInclusive<u32> = 6..=15;
 
 /// An interpreter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +82,7 @@ fn examine(path: &Path, seen: &mut BTreeSet<PathBuf>) -> Option<Python> {
 /// Those that are measured. There must be one: a suite that tries none proves nothing.
 pub fn supported_pythons() -> Vec<Python> {
     let found: Vec<Python> = all().iter().filter(|python| SUPPORTED.contains(&python.version.0)).cloned().collect();
-    assert!(!found.is_empty(), "no CPython 3.7 to 3.15 was found on PATH, in pyenv or in /usr/bin");
+    assert!(!found.is_empty(), "no CPython 3.6 to 3.15 was found on PATH, in pyenv or in /usr/bin");
     found
 }
 

@@ -256,7 +256,7 @@ fn root_an_unknown_python_is_refused_and_runs() {
     }
     let refused = refused_pythons();
     if refused.is_empty() {
-        println!("nothing to try: no Python older than 3.7 or newer than 3.15 here");
+        println!("nothing to try: no Python older than 3.6 or newer than 3.15 here");
     }
     for python in refused {
         let ran =
@@ -264,7 +264,7 @@ fn root_an_unknown_python_is_refused_and_runs() {
         assert_eq!(ran.stdout_text(), "45\n");
         let said = ran.stderr_text();
         assert!(said.contains(&format!("CPython {}", python.version_text())), "{said}");
-        assert!(said.contains("3.7 to 3.15"), "{said}");
+        assert!(said.contains("3.6 to 3.15"), "{said}");
         assert!(said.lines().any(|line| line.contains("hint: ")) && !said.contains("\\x0a"), "{said}");
         assert!(ran.report().processes().is_empty());
     }

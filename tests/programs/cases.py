@@ -192,7 +192,7 @@ def main():
     recursion(4)
     comprehensions()
     consumer()
-    asyncio.run(coroutine())
+    asyncio.new_event_loop().run_until_complete(coroutine())
     threads()
     decorated(13)
     nested()

@@ -164,6 +164,7 @@ pub fn process_of(interpreter: &Interpreter) -> abi::rm_process {
     process.slot_kind = abi::RM_SLOT_VARIABLE;
     match interpreter.thread_slot {
         ThreadSlot::TssKey { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_TSS_KEY, address),
+        ThreadSlot::Key { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_KEY, address),
         ThreadSlot::Static { offset } => process.slot_offset = offset,
         ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
     }

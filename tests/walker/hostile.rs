@@ -277,6 +277,27 @@ fn the_thread_state_is_under_the_key() {
     }
 }
 
+/// 3.6 has no word that tells whether the key is made: it is negative until then.
+#[test]
+fn a_key_that_stands_alone() {
+    let find = |memory: &Pieces| {
+        let mut watched = process(&known()[0], KEY);
+        watched.slot_kind = abi::RM_SLOT_KEY;
+        walker().find_thread_state(memory, &mut watched, THREAD_POINTER)
+    };
+    for number in [0, 1, 31, 32, 1023] {
+        let mut memory = keyed(number, THREAD);
+        memory.0.remove(&(KEY - 4));
+        assert_eq!(find(&memory), (abi::RM_STACK_START_UP, 0));
+        memory.put(KEY, &number.to_le_bytes());
+        assert_eq!(find(&memory), (abi::RM_STACK_COMPLETE, THREAD));
+        for unmade in [u32::MAX, 1024, 1 << 31] {
+            memory.put(KEY, &unmade.to_le_bytes());
+            assert_eq!(find(&memory), (abi::RM_STACK_START_UP, 0));
+        }
+    }
+}
+
 #[test]
 fn the_key_is_read_once() {
     let mut memory = keyed(40, THREAD);
@@ -384,7 +405,7 @@ proptest! {
             let mut process = process(layout, key);
             let walk = walker().walk(&memory, &process, state);
             prop_assert!(walk.status <= abi::RM_STACK_FOREIGN && walk.frames.len() <= MOST_FRAMES);
-            for (kind, module) in [(abi::RM_SLOT_TSS_KEY, 0), (abi::RM_SLOT_VARIABLE, 0), (abi::RM_SLOT_VARIABLE, key)] {
+            for (kind, module) in [(abi::RM_SLOT_TSS_KEY, 0), (abi::RM_SLOT_KEY, 0), (abi::RM_SLOT_VARIABLE, 0), (abi::RM_SLOT_VARIABLE, key)] {
                 (process.key, process.slot_kind, process.slot_module) = (0, kind, module);
                 prop_assert!(walker().find_thread_state(&memory, &mut process, pointer).0 <= abi::RM_STACK_FOREIGN);
             }

@@ -36,7 +36,7 @@ pub struct Arguments {
 const ABSENT: u32 = u32::MAX;
 
 /// Lengths of the reads that the offsets of frames and code objects must fit in: RM_FRAME_READ, RM_CODE_READ.
-const FRAME_READ: u32 = 88;
+const FRAME_READ: u32 = 104;
 const CODE_READ: u32 = 96;
 
 /// Name of a field of the layout, and the C expression that gives it.
@@ -52,7 +52,6 @@ struct Minor {
 const COMMON: Fields = &[
     ("thread_next", "offsetof(PyThreadState, next)"),
     ("thread_thread_id", "offsetof(PyThreadState, thread_id)"),
-    ("runtime_interpreters_head", "offsetof(_PyRuntimeState, interpreters.head)"),
     ("interpreter_next", "offsetof(PyInterpreterState, next)"),
     ("code_first_line", "offsetof(PyCodeObject, co_firstlineno)"),
     ("code_filename", "offsetof(PyCodeObject, co_filename)"),
@@ -68,6 +67,8 @@ const COMMON: Fields = &[
     ("bytes_length", "offsetof(PyVarObject, ob_size)"),
     ("bytes_data", "offsetof(PyBytesObject, ob_sval)"),
 ];
+
+const RUNTIME: Fields = &[("runtime_interpreters_head", "offsetof(_PyRuntimeState, interpreters.head)")];
 
 const FRAME_OBJECT: Fields = &[
     ("thread_head", "offsetof(PyThreadState, frame)"),
@@ -128,56 +129,77 @@ const SINCE_3_14_HEADERS: &[&str] = &[
 ];
 
 const MINORS: &[Minor] = &[
+    Minor { number: 6, headers: &["frameobject.h"], fields: &[COMMON, FRAME_OBJECT, LNOTAB, EVAL_FRAME] },
     Minor {
         number: 7,
         headers: &["frameobject.h", "internal/pystate.h"],
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
+        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
     },
     Minor {
         number: 8,
         headers: &["frameobject.h", "internal/pycore_pystate.h"],
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
+        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
     },
     Minor {
         number: 9,
         headers: FRAME_OBJECT_HEADERS,
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, FINALIZING],
+        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, FINALIZING],
     },
     Minor {
         number: 10,
         headers: FRAME_OBJECT_HEADERS,
-        fields: &[COMMON, FRAME_OBJECT, LINE_TABLE, KEY_OF_GILSTATE, FINALIZING],
+        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LINE_TABLE, KEY_OF_GILSTATE, FINALIZING],
     },
     Minor {
         number: 11,
         headers: FRAME_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_GILSTATE, FINALIZING],
+        fields: &[COMMON, RUNTIME, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_GILSTATE, FINALIZING],
     },
     Minor {
         number: 12,
         headers: SINCE_3_12_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, OWNED_BY_C_STACK],
+        fields: &[
+            COMMON,
+            RUNTIME,
+            FRAME_LINKS,
+            C_FRAME,
+            FRAME_CODE,
+            KEY_OF_RUNTIME,
+            FINALIZING,
+            SINCE_3_12,
+            OWNED_BY_C_STACK,
+        ],
     },
     Minor {
         number: 13,
         headers: SINCE_3_12_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, OWNED_BY_C_STACK],
+        fields: &[
+            COMMON,
+            RUNTIME,
+            FRAME_LINKS,
+            FRAME_SINCE_3_13,
+            KEY_OF_RUNTIME,
+            FINALIZING,
+            SINCE_3_12,
+            OWNED_BY_C_STACK,
+        ],
     },
     Minor {
         number: 14,
         headers: SINCE_3_14_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, SINCE_3_14],
+        fields: &[COMMON, RUNTIME, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, SINCE_3_14],
     },
     Minor {
         number: 15,
         headers: SINCE_3_14_HEADERS,
-        fields: &[COMMON, FRAME_LINKS, FRAME_SINCE_3_13, FINALIZING, SINCE_3_12, SINCE_3_14],
+        fields: &[COMMON, RUNTIME, FRAME_LINKS, FRAME_SINCE_3_13, FINALIZING, SINCE_3_12, SINCE_3_14],
     },
 ];
 
 /// Fields that a minor may lack: written as [`ABSENT`]. Any other field without a value is an error.
 const OPTIONAL: &[&str] = &[
     "runtime_key",
+    "runtime_finalizing",
     "thread_head_hop",
     "frame_owner",
     "owner_skip",
@@ -237,7 +259,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for minor in wanted {
         let include = match &arguments.include {
             Some(folder) => folder.clone(),
-            None => find_headers(minor.number)?,
+            None => find_headers(minor)?,
         };
         let layout = measure(minor, &include)
             .with_context(|| format!("headers of 3.{} in {}", minor.number, include.display()))?;
@@ -284,7 +306,8 @@ fn compare(file: &Path, layout: &Map<String, Value>) -> Result<Option<String>> {
 }
 
 /// The headers of the first python3.N that has them.
-fn find_headers(minor: u32) -> Result<PathBuf> {
+fn find_headers(wanted: &Minor) -> Result<PathBuf> {
+    let minor = wanted.number;
     let name = format!("python3.{minor}");
     let path = env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -302,7 +325,7 @@ fn find_headers(minor: u32) -> Result<PathBuf> {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if let Some((folder, number)) = text.trim().rsplit_once(' ')
             && number == minor.to_string()
-            && Path::new(folder).join("internal").is_dir()
+            && ["Python.h"].iter().chain(wanted.headers).all(|header| Path::new(folder).join(header).is_file())
         {
             return Ok(folder.into());
         }

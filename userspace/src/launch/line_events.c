@@ -7,12 +7,12 @@
  * the trampoline; a child forked while we are killed then jumps into nothing.
  * Without a tracer a site costs a call and a return.
  *
- * Freestanding on purpose: no libc, no Python.h. One file loads in CPython 3.7 to 3.15, release, debug, trace-refs and
+ * Freestanding on purpose: no libc, no Python.h. One file loads in CPython 3.6 to 3.15, release, debug, trace-refs and
  * free-threaded builds, on glibc and musl. Everything used is declared below by hand and is either in the stable ABI or
  * in the dynamic symbol table of every build looked at; what is missing in some versions is weak.
  *
  * 3.12+    sys.monitoring calls on_line / on_end / on_unwind (marks.py registers them).
- * 3.7-3.11 a frame evaluation function (PEP 523) switches C-level tracing on for marked frames and off around unmarked
+ * 3.6-3.11 a frame evaluation function (PEP 523) switches C-level tracing on for marked frames and off around unmarked
  *          callees, so that only marked frames pay. The switch is a few stores into the thread state instead of
  *          PyEval_SetTrace, which would raise an audit event (`sys.settrace`) a frame and may be vetoed by a hook.
  *          The offsets come from marks.py and are proved against PyEval_SetTrace once, before anything relies on them.
@@ -188,7 +188,7 @@ static PyObject *on_end(UNUSED PyObject *self, PyObject *const *args, Py_ssize_t
 	return none();
 }
 
-/* ---- 3.7-3.11: PEP 523 and C-level tracing ----------------------------------------------------------------------- */
+/* ---- 3.6-3.11: PEP 523 and C-level tracing ----------------------------------------------------------------------- */
 
 /* Offsets in bytes, from marks.py; -1: this version has no such field. */
 static struct {
@@ -198,7 +198,7 @@ static struct {
 	Py_ssize_t cframe;        /* PyThreadState.cframe (3.10+), which then holds use_tracing at its start */
 	Py_ssize_t use_tracing;   /* in the thread state or in *cframe */
 	Py_ssize_t use_bytes;     /* width of use_tracing: 4 or 1 */
-	Py_ssize_t possible_base; /* counter tracing_possible: 0 none, 1 in _PyRuntime, 2 in the interpreter state */
+	Py_ssize_t possible_base; /* counter tracing_possible: 0 none, 1 in _PyRuntime, 2 in the interpreter state, 3 a static variable (3.6) */
 	Py_ssize_t possible;
 	Py_ssize_t interp;        /* PyThreadState.interp */
 	Py_ssize_t eval_frame;    /* PyInterpreterState.eval_frame where there is no function to set it (to 3.8) */
@@ -254,6 +254,10 @@ static int *tracing_possible(void *tstate)
 static void set_trace(void *tstate, Py_tracefunc func)
 {
 	int *possible = tracing_possible(tstate);
+	if (at.possible_base == 3) {
+		PyEval_SetTrace(func, 0); /* there are no audit events in 3.6 */
+		return;
+	}
 	if (possible)
 		*possible += (func != 0) - (trace_func(tstate) != 0);
 	FIELD(Py_tracefunc, tstate, at.trace_func) = func;
@@ -379,7 +383,7 @@ static int prove_layout(void)
 
 /* ---- the module --------------------------------------------------------------------------------------------------- */
 
-/* use_layout(tuple): offsets for 3.7-3.11. RuntimeError when the interpreter is not laid out like that. */
+/* use_layout(tuple): offsets for 3.6-3.11. RuntimeError when the interpreter is not laid out like that. */
 static PyObject *use_layout(UNUSED PyObject *self, PyObject *args)
 {
 	if (layout_proved) /* another interpreter of this process */
@@ -473,7 +477,7 @@ __attribute__((visibility("default"))) PyObject *PyInit__rmprof_launch(void)
 	int minor = version[2] - '0';
 	if (version[3] >= '0' && version[3] <= '9')
 		minor = minor * 10 + version[3] - '0';
-	if (!header || version[0] != '3' || version[1] != '.' || minor < 7 || minor > 15) {
+	if (!header || version[0] != '3' || version[1] != '.' || minor < 6 || minor > 15) {
 		PyErr_SetString(PyExc_RuntimeError, "unknown version of Python");
 		return 0;
 	}

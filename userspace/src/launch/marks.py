@@ -1,4 +1,4 @@
-# The builtin `profile` of a started program: marks functions, wraps nothing. CPython 3.7 to 3.15; see mod.rs.
+# The builtin `profile` of a started program: marks functions, wraps nothing. CPython 3.6 to 3.15; see mod.rs.
 # Executed by sitecustomize.py in a namespace of its own, with the file name "<rmprof-bpf>".
 import sys
 
@@ -8,11 +8,12 @@ _MethodType = type((lambda self: None).__get__(sys))
 _EXTENSION = "_rmprof_launch"
 _PACKAGE = "memory_profiler"
 
-# Where the tracing state of 3.7 to 3.11 is (PyThreadState, _PyCFrame, PyInterpreterState: offsetof on the headers of
-# 3.7.16, 3.8.18, 3.9.18, 3.10.13, 3.11.7; the extension proves them before use). In the order of `at` in line_events.c:
+# Where the tracing state of 3.6 to 3.11 is (PyThreadState, _PyCFrame, PyInterpreterState: offsetof on the headers of
+# 3.6.15, 3.7.16, 3.8.18, 3.9.18, 3.10.13, 3.11.7; the extension proves them before use). In the order of `at` in line_events.c:
 # tracing, c_profilefunc, c_tracefunc, cframe, use_tracing, its width, tracing_possible's base
-# (0 none, 1 _PyRuntime, 2 interpreter) and offset, interp, eval_frame (to 3.8), the frame's code, f_lineno (to 3.9).
+# (0 none, 1 _PyRuntime, 2 interpreter, 3 cannot be reached) and offset, interp, eval_frame (to 3.8), the frame's code, f_lineno (to 3.9).
 _LAYOUTS = {
+    6: (40, 48, 56, -1, 44, 4, 3, 0, 16, 112, 32, 124),
     7: (44, 56, 64, -1, 48, 4, 1, 708, 16, 464, 32, 108),
     8: (44, 56, 64, -1, 48, 4, 1, 588, 16, 568, 32, 108),
     9: (44, 56, 64, -1, 48, 4, 2, 68, 16, -1, 32, 108),
@@ -122,7 +123,14 @@ class _StandIn:
 
     def exec_module(self, module):
         module.profile = self._profile
-        module.__getattr__ = self._attribute(module)
+        module.__getattr__ = attribute = self._attribute(module)
+        if sys.version_info < (3, 7):  # a module's own __getattr__ came with PEP 562
+
+            class Module(type(sys)):
+                def __getattr__(self, name):
+                    return attribute(name)
+
+            module.__class__ = Module
 
     def get_code(self, name):  # python -m memory_profiler
         if self._real is None:

@@ -7,14 +7,14 @@
 //! | file | what it does |
 //! |---|---|
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
-//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.7 to 3.15 |
+//! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.6 to 3.15 |
 //! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
 //! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
 //! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
 //!
 //! `profile(f)` returns `f` itself and wraps nothing: it marks `f.__code__`. From then on the interpreter tells the
 //! extension each line of that code that begins, and the extension calls `rmprof_site_line`, a function of one nop and one
-//! return where the kernel side's probe sits. In other interpreters than CPython 3.7 to 3.15 `profile` is the identity and
+//! return where the kernel side's probe sits. In other interpreters than CPython 3.6 to 3.15 `profile` is the identity and
 //! no site is called; any failure of ours has the same outcome. `-I`, `-E` and `-S` keep the shim out: no `profile` then.
 //!
 //! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each marked code object
@@ -34,13 +34,13 @@
 //!   memory, most of it what compiling `marks.py` leaves in the allocators for the program to reuse.
 //! - 3.12+, after the first mark: a `sys.monitoring` tool `rmprof-bpf`, id 3 where it is free (four audit
 //!   events `sys.monitoring.register_callback`).
-//! - 3.7 to 3.11, after the first mark: a frame evaluation function (PEP 523). It costs unmarked calls 0 to 4 ns up to 3.10
+//! - 3.6 to 3.11, after the first mark: a frame evaluation function (PEP 523). It costs unmarked calls 0 to 4 ns up to 3.10
 //!   (a tail call, no C stack) and 12 ns in 3.11, where a Python call then uses C stack as it did up to 3.10: a program that
 //!   raises the recursion limit past about 20,000 frames may need `ulimit -s`. A marked function that recurses uses some
 //!   C stack more in all four.
-//! - 3.7 to 3.11: where the program has a trace function of its own (`sys.settrace`: debugger, coverage), that one is left
+//! - 3.6 to 3.11: where the program has a trace function of its own (`sys.settrace`: debugger, coverage), that one is left
 //!   alone and marked functions give no line events as long as it is there.
-//! - 3.7 to 3.11 with greenlets (gevent, eventlet): tracing belongs to the thread, greenlet itself sees to that. A marked
+//! - 3.6 to 3.11 with greenlets (gevent, eventlet): tracing belongs to the thread, greenlet itself sees to that. A marked
 //!   function that another greenlet interrupted may give no line events, its end included, until it is entered again.
 //! - A traceback out of the user's own `sitecustomize` (`python -v`, `SystemExit`) has our frame in it.
 //! - `-X importtime` has a line `sitecustomize` more. Audit events: one `import` of the extension, and up to 3.11 two

@@ -19,7 +19,7 @@ def _rmprof_bpf(path, cached):
             return profile if func is None else func
 
         builtins.profile = profile
-        if (3, 7) <= sys.version_info[:2] <= (3, 15) and sys.implementation.name == "cpython":
+        if (3, 6) <= sys.version_info[:2] <= (3, 15) and sys.implementation.name == "cpython":
             with sys.modules["_io"].FileIO(directory + "/rmprof-marks.py") as file:
                 text = file.readall()
             space = {"__name__": "<rmprof-bpf>", "__builtins__": builtins}

@@ -152,7 +152,7 @@ fn the_extension_needs_nothing_but_python() {
     }
 }
 
-/// CPythons of this machine from 3.7 to 3.15: RMPROF_TEST_PYTHONS (separated by colons), else PATH and pyenv's.
+/// CPythons of this machine from 3.6 to 3.15: RMPROF_TEST_PYTHONS (separated by colons), else PATH and pyenv's.
 fn pythons() -> Vec<PathBuf> {
     if let Some(list) = std::env::var_os("RMPROF_TEST_PYTHONS") {
         return std::env::split_paths(&list).collect();
@@ -162,7 +162,7 @@ fn pythons() -> Vec<PathBuf> {
         let versions = std::fs::read_dir(Path::new(&home).join(".pyenv/versions")).into_iter().flatten();
         folders.extend(versions.flatten().map(|version| version.path().join("bin")));
     }
-    let names = (7..=15).map(|minor| format!("python3.{minor}"));
+    let names = (6..=15).map(|minor| format!("python3.{minor}"));
     let found = names.flat_map(|name| folders.iter().map(move |folder| folder.join(&name)).collect::<Vec<_>>());
     let script = "import sys; sys.exit(sys.implementation.name != 'cpython')";
     found

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::code::Memory;
 use super::layout::{self, Layout};
+use super::runtime;
 use super::thread_slot::{self, ThreadSlot};
 use super::version::{Release, release_of};
 
@@ -36,10 +37,12 @@ pub struct Interpreter {
     pub version: (u8, u8, u8),
     /// The same as `PY_VERSION_HEX`.
     pub hexversion: u32,
-    /// Address of `_PyRuntime` in the process.
+    /// Address of `_PyRuntime` in the process, or of what stands for it ([`runtime`]).
     pub runtime_address: u64,
     /// Address of `PyCode_Type` in the process, where the file says.
     pub code_type: Option<u64>,
+    /// Where the process keeps the thread state that ends its interpreter, which is NULL until then; where the file says.
+    pub finalizing_address: Option<u64>,
     /// Where its threads keep their thread states.
     pub thread_slot: ThreadSlot,
     /// Where things stand in its memory.
@@ -54,11 +57,6 @@ impl Interpreter {
     /// Where it has its list of interpreters, which is empty before there is any thread state.
     pub fn interpreters_address(&self) -> u64 {
         self.runtime_address.wrapping_add(self.layout.runtime_interpreters_head.into())
-    }
-
-    /// Where the process keeps the thread state that ends its interpreter; NULL until then.
-    pub fn finalizing_address(&self) -> u64 {
-        self.runtime_address.wrapping_add(self.layout.runtime_finalizing.into())
     }
 }
 
@@ -129,17 +127,11 @@ fn refuse_old_python(modules: &[Module<'_>]) -> Result<(), Refusal> {
     }
 }
 
-/// Address of `_PyRuntime` in the file: a symbol, or from 3.11 on the section it is alone in.
-fn runtime_of(module: &Module<'_>) -> Option<u64> {
-    let symbol = module.file.symbol("_PyRuntime").or_else(|| module.file.section(".PyRuntime"));
-    symbol.map(|(address, _)| address)
-}
-
 /// Whether the interpreter in this file has been started: its list of interpreters is not empty.
 fn is_initialised(module: &Module<'_>, memory: &dyn Memory) -> bool {
-    let Some((layout, runtime)) = release_of(module.file)
-        .and_then(|release| layout::for_version(release.numbers().0, release.numbers().1))
-        .zip(runtime_of(module))
+    let layout =
+        release_of(module.file).and_then(|release| layout::for_version(release.numbers().0, release.numbers().1));
+    let Some((layout, runtime)) = layout.and_then(|layout| Some((layout, runtime::find(module.file, layout.runtime)?)))
     else {
         return false;
     };
@@ -171,9 +163,9 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
             "run the program with a later release of the same version",
         ));
     }
-    let runtime = runtime_of(module).ok_or_else(|| {
+    let runtime = runtime::find(module.file, layout.runtime).ok_or_else(|| {
         refusal(
-            format!("{path} is CPython {major}.{minor}.{micro} without the symbol _PyRuntime"),
+            format!("{path} is CPython {major}.{minor}.{micro} without the symbol _PyRuntime, or before 3.7 what stands for it"),
             "the file was stripped of its dynamic symbols: use the distribution's own",
         )
     })?;
@@ -190,6 +182,7 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
         hexversion: release.hexversion,
         code_type: module.file.symbol("PyCode_Type").map(|(address, _)| address.wrapping_add(module.load_bias)),
         runtime_address,
+        finalizing_address: runtime::finalizing(module, runtime_address, layout),
         thread_slot,
         layout,
         module_path: module.path.to_path_buf(),

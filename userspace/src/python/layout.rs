@@ -6,13 +6,14 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use super::line_table::LineTableKind;
+use super::runtime::RuntimeKind;
 use super::thread_slot::SlotKind;
 
 /// A field that this Python does not have (`RM_ABSENT` of probes/bpf/rmprof.h).
 pub const ABSENT: u32 = u32::MAX;
 
 /// Bytes read of each frame, from [`Layout::frame_base`] on (`RM_FRAME_READ`).
-pub const FRAME_READ: usize = 88;
+pub const FRAME_READ: usize = 104;
 
 /// Bytes read of each code object, from [`Layout::code_base`] on (`RM_CODE_READ`).
 pub const CODE_READ: usize = 96;
@@ -135,6 +136,8 @@ pub struct Layout {
     pub bytes_data: u32,
     /// What pymalloc asks of `mmap` at a time, bytes.
     pub arena_bytes: u32,
+    /// Where the state of the whole process is found, called `_PyRuntime` in what follows.
+    pub runtime: RuntimeKind,
     /// `_PyRuntime` to its first interpreter (`interpreters.head`).
     pub runtime_interpreters_head: u32,
     /// `PyInterpreterState.next`.
@@ -150,7 +153,7 @@ pub struct Layout {
     /// `_PyRuntime` to the number of the pthread key of the thread state, where that is how; the i32 before it tells whether the key is
     /// made.
     pub runtime_key: u32,
-    /// `_PyRuntime` to the thread state that ends the interpreter (`_finalizing`), NULL until then.
+    /// `_PyRuntime` to the thread state that ends the interpreter (`_finalizing`), NULL until then; in 3.6 it has a symbol of its own.
     pub runtime_finalizing: u32,
     /// `PyInterpreterState.eval_frame`, where there is no function to set it (up to 3.8).
     pub interpreter_eval_frame: u32,
@@ -166,6 +169,7 @@ pub struct Layout {
 
 /// The data files. A new minor is one line here, and its file.
 const FILES: &[&str] = &[
+    include_str!("../../layouts/3.6.json"),
     include_str!("../../layouts/3.7.json"),
     include_str!("../../layouts/3.8.json"),
     include_str!("../../layouts/3.9.json"),
@@ -189,7 +193,7 @@ pub fn for_version(major: u8, minor: u8) -> Option<&'static Layout> {
     known().iter().find(|layout| (layout.major, layout.minor) == (major, minor))
 }
 
-/// The versions that are known, for a person: `3.7 to 3.15`.
+/// The versions that are known, for a person: `3.6 to 3.15`.
 pub fn supported_range() -> String {
     match known() {
         [] => "none".into(),
@@ -221,10 +225,12 @@ impl Layout {
             ("interpreter_next", self.interpreter_next),
             ("interpreter_threads_head", self.interpreter_threads_head),
             ("thread_next", self.thread_next),
-            ("runtime_finalizing", self.runtime_finalizing),
         ];
         if let Some((name, offset)) = offsets.into_iter().find(|(_, offset)| *offset > LONGEST) {
             return Err(format!("{name} is {offset}, which is beyond any struct"));
+        }
+        if self.runtime == RuntimeKind::Symbol && self.runtime_finalizing > LONGEST {
+            return Err(format!("runtime_finalizing is {}, which is beyond any struct", self.runtime_finalizing));
         }
         if self.thread_slot == SlotKind::TssKey && self.runtime_key > LONGEST {
             return Err(format!("runtime_key is {}, which is beyond any struct", self.runtime_key));
@@ -288,9 +294,9 @@ mod tests {
             assert_eq!(layout.debug_offsets.is_empty(), layout.minor < 13);
         }
         assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor)));
-        assert_eq!(supported_range(), "3.7 to 3.15");
+        assert_eq!(supported_range(), "3.6 to 3.15");
         assert_eq!(for_version(3, 11).map(|layout| layout.minor), Some(11));
-        assert_eq!(for_version(3, 6), None);
+        assert_eq!(for_version(3, 5), None);
     }
 
     #[test]
@@ -300,7 +306,7 @@ mod tests {
         assert!(layout.validate().unwrap_err().contains("frame_owner"));
         layout.frame_owner = ABSENT;
         assert_eq!(layout.validate(), Ok(()));
-        layout.frame_position = 81;
+        layout.frame_position = FRAME_READ as u32 - 7;
         assert!(layout.validate().unwrap_err().contains("frame_position"));
     }
 

@@ -6,6 +6,7 @@ pub mod code;
 pub mod discover;
 pub mod layout;
 pub mod line_table;
+pub mod runtime;
 pub mod thread_slot;
 pub mod verify;
 mod version;

@@ -13,6 +13,8 @@ use super::layout::Layout;
 pub enum SlotKind {
     /// Under a pthread key that stands in `_PyRuntime` at [`Layout::runtime_key`] (3.7 to 3.14).
     TssKey,
+    /// Under a pthread key in a static variable, which the code of [`GETTER`] reads (3.6).
+    Key,
     /// In a variable of the thread that [`GETTER`] returns (3.15).
     Variable,
 }
@@ -22,6 +24,11 @@ pub enum SlotKind {
 pub enum ThreadSlot {
     /// Under the pthread key whose number (u32) is at `address`; the i32 before it tells whether the key is made.
     TssKey {
+        /// In the process.
+        address: u64,
+    },
+    /// Under the pthread key whose number (i32) is at `address`, negative before it is made.
+    Key {
         /// In the process.
         address: u64,
     },
@@ -54,9 +61,14 @@ pub fn find(module: &Module<'_>, runtime_address: u64, layout: &Layout) -> Optio
         SlotKind::TssKey => {
             Some(ThreadSlot::TssKey { address: runtime_address.wrapping_add(layout.runtime_key.into()) })
         }
+        SlotKind::Key => {
+            let (code, address) = getter(module)?;
+            let key = key_read(&code, address)?;
+            Some(ThreadSlot::Key { address: key.wrapping_add(module.load_bias) })
+        }
         SlotKind::Variable => {
-            let (address, _) = module.file.symbol(GETTER)?;
-            match returned_variable(&module.file.read_at_address(address, LONGEST_LOOK)?, address)? {
+            let (code, address) = getter(module)?;
+            match returned_variable(&code, address)? {
                 ThreadSlot::InModule { index, offset } => {
                     Some(ThreadSlot::InModule { index: index.wrapping_add(module.load_bias), offset })
                 }
@@ -64,6 +76,31 @@ pub fn find(module: &Module<'_>, runtime_address: u64, layout: &Layout) -> Optio
             }
         }
     }
+}
+
+/// The code of [`GETTER`] and its address in the file.
+fn getter(module: &Module<'_>) -> Option<(Vec<u8>, u64)> {
+    let (address, _) = module.file.symbol(GETTER)?;
+    Some((module.file.read_at_address(address, LONGEST_LOOK)?, address))
+}
+
+/// Address of the key that a function hands to another as its first argument: `mov key(%rip),%edi` before the first call or jump that is
+/// always made. `code` begins at `address`; conditional branches, which lead around the call, are not followed.
+fn key_read(code: &[u8], address: u64) -> Option<u64> {
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        match instruction.flow_control() {
+            FlowControl::Next if instruction.is_invalid() => return None,
+            FlowControl::Next if instruction.op_count() > 0 && instruction.op0_register() == Register::EDI => {
+                let loads = instruction.code() == Code::Mov_r32_rm32 && instruction.is_ip_rel_memory_operand();
+                return loads.then(|| instruction.ip_rel_memory_address());
+            }
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// The variable of the thread that a function without branches returns: `mov %fs:offset,%rax` in a program, `lea tls_index(%rip),%rdi;
@@ -136,6 +173,23 @@ mod tests {
         assert_eq!(found, Some(ThreadSlot::InModule { index: 0x87_9790, offset: 0x28 }));
     }
 
+    /// As pyenv's 3.6.15 has it: `cmpq $0,autoInterpreterState(%rip); je; mov autoTLSkey(%rip),%edi; jmp PyThread_get_key_value`.
+    #[rustfmt::skip]
+    const KEY: &[u8] = &[
+        0x48, 0x83, 0x3d, 0x70, 0xa1, 0x18, 0x00, 0x00, 0x74, 0x0e, 0x8b, 0x3d, 0x80, 0x81, 0x13, 0x00, 0xe9, 0x4b, 0xa7, 0xee, 0xff,
+    ];
+
+    #[test]
+    fn the_key_of_3_6_is_the_argument_of_a_call() {
+        assert_eq!(key_read(KEY, 0x17_4d70), Some(0x2a_cf00));
+        for length in 0..16 {
+            assert_eq!(key_read(&KEY[..length], 0x17_4d70), None);
+        }
+        // `mov $5,%edi` names no variable; a jump ends the search.
+        assert_eq!(key_read(&[0xbf, 5, 0, 0, 0], 0), None);
+        assert_eq!(key_read(&[&[0xeb, 0x00], KEY].concat(), 0), None);
+    }
+
     #[test]
     fn other_shapes_are_not_guessed() {
         // A branch before: which way it goes is not known. As 3.14 has it, which keeps a key.
@@ -157,6 +211,7 @@ mod tests {
         #[test]
         fn any_bytes_do(code in prop::collection::vec(any::<u8>(), 0..64), address: u64) {
             returned_variable(&code, address);
+            key_read(&code, address);
         }
     }
 }

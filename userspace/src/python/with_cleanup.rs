@@ -24,6 +24,7 @@ struct Version {
 }
 
 const VERSIONS: &[Version] = &[
+    Version { minor: 6, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
     Version { minor: 7, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
     Version { minor: 8, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
     Version { minor: 9, sequence: &[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP] },

@@ -17,7 +17,7 @@ pub fn describe(process: &mut abi::rm_process, interpreter: &Interpreter, layout
     set_thread_slot(process, interpreter);
     (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
     process.specific_offset = GLIBC_SPECIFIC;
-    process.finalizing_address = interpreter.finalizing_address();
+    process.finalizing_address = interpreter.finalizing_address.unwrap_or(0);
     process.code_type = interpreter.code_type.unwrap_or(0);
 }
 
@@ -29,6 +29,7 @@ fn set_thread_slot(process: &mut abi::rm_process, interpreter: &Interpreter) {
         ThreadSlot::TssKey { address } => {
             (process.slot_kind, process.key_address) = (abi::RM_SLOT_TSS_KEY, address);
         }
+        ThreadSlot::Key { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_KEY, address),
         ThreadSlot::Static { offset } => process.slot_offset = offset,
         ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
     }

@@ -19,7 +19,7 @@ pub use RuleValue::{Name, Number};
 
 pub const RULES: &[Rule] = &[
     Rule {
-        minors: 7..=9,
+        minors: 6..=9,
         field: "position_kind",
         value: Some(Number(0)),
         source: "Python/ceval.c: f_lasti is set to INSTR_OFFSET(), bytes in co_code, before each instruction; -1 before the first",
@@ -43,7 +43,7 @@ pub const RULES: &[Rule] = &[
         source: "Python/generated_cases.c.h: frame->instr_ptr = next_instr at the start of each instruction",
     },
     Rule {
-        minors: 7..=9,
+        minors: 6..=9,
         field: "line_table_kind",
         value: Some(Name("lnotab")),
         source: "Objects/codeobject.c, PyCode_Addr2Line; Objects/lnotab_notes.txt",
@@ -85,6 +85,31 @@ pub const RULES: &[Rule] = &[
         source: "Include/internal/pystate.h: _PyRuntimeState has fields before gilstate that it had not up to 3.7.3",
     },
     Rule {
+        minors: 6..=6,
+        field: "since_micro",
+        value: Some(Number(5)),
+        source: "Python/pystate.c: autoTLSkey is -1 before the key is made; earlier releases than 3.6.5 have not been looked at",
+    },
+    Rule {
+        minors: 6..=6,
+        field: "runtime",
+        value: Some(Name("function")),
+        source: "Python/pystate.c: interp_head is a static variable, which PyInterpreterState_Head returns",
+    },
+    Rule {
+        minors: 6..=6,
+        field: "runtime_interpreters_head",
+        value: Some(Number(0)),
+        source: "Python/pystate.c: interp_head",
+    },
+    Rule { minors: 7..=15, field: "runtime", value: Some(Name("symbol")), source: "Python/pylifecycle.c: _PyRuntime" },
+    Rule {
+        minors: 6..=6,
+        field: "thread_slot",
+        value: Some(Name("key")),
+        source: "Python/pystate.c, PyGILState_GetThisThreadState: PyThread_get_key_value(autoTLSkey), a static variable",
+    },
+    Rule {
         minors: 7..=14,
         field: "thread_slot",
         value: Some(Name("tss_key")),
@@ -97,7 +122,7 @@ pub const RULES: &[Rule] = &[
         source: "Include/internal/pycore_pystate.h: _Py_tss_gilstate, a variable of the thread, takes the place of autoTSSkey",
     },
     Rule {
-        minors: 7..=13,
+        minors: 6..=13,
         field: "frame_code_tags",
         value: Some(Number(0)),
         source: "Include/frameobject.h, Include/internal/pycore_frame.h: f_code and f_executable are plain pointers",
@@ -109,7 +134,7 @@ pub const RULES: &[Rule] = &[
         source: "Include/internal/pycore_stackref.h: f_executable is a _PyStackRef, a pointer with tag bits",
     },
     Rule {
-        minors: 7..=9,
+        minors: 6..=9,
         field: "arena_bytes",
         value: Some(Number(256 << 10)),
         source: "Objects/obmalloc.c: ARENA_SIZE",

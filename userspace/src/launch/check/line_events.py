@@ -215,13 +215,14 @@ async def leaf(n):
     return n
 @profile
 async def tree():
-    r = await asyncio.gather(leaf(0), leaf(1), leaf(2), return_exceptions=True)
+    leaves = [asyncio.ensure_future(leaf(n)) for n in range(3)]  # gather of 3.6 would start them in any order
+    r = await asyncio.gather(*leaves, return_exceptions=True)
     try:
         await asyncio.wait_for(asyncio.sleep(9), 0.001)
     except asyncio.TimeoutError:
         pass
     return r
-def run(): asyncio.run(tree())
+def run(): asyncio.new_event_loop().run_until_complete(tree())
 """)
 scenario("async generator", """
 import asyncio
@@ -242,7 +243,7 @@ async def f():
     async for i in ag():
         break
     return [i async for i in ag()]
-def run(): asyncio.run(f())
+def run(): asyncio.new_event_loop().run_until_complete(f())
 """)
 scenario("comprehension", """
 @profile

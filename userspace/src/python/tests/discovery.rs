@@ -28,7 +28,7 @@ fn every_python_found_is_told_right_or_refused() {
             None => {
                 let refusal = answer.unwrap_err();
                 assert!(!refusal.hint.is_empty());
-                let told = if for_version(major, minor).is_some() { "supported are" } else { "3.7 to 3.15" };
+                let told = if for_version(major, minor).is_some() { "supported are" } else { "3.6 to 3.15" };
                 assert!(refusal.sentence.contains(told) || refusal.sentence.contains("PyPy"), "{refusal}");
                 eprintln!("{}: refused: {refusal}", python.program.display());
             }
@@ -91,7 +91,7 @@ fn other_builds_are_refused_by_name() {
     assert!(refused(&cpython(0x030d_05f0, &["_Py_MergeZeroLocalRefcount"])).contains("free-threaded"));
     assert!(refused(&cpython(0x030c_01f0, &["_Py_NegativeRefcount"])).contains("debug build"));
     assert!(refused(&cpython(0x030d_00c3, &[])).contains("before its final release"));
-    assert_eq!(refused(&cpython(0x0310_02f0, &[])), "/lib/libpython.so is CPython 3.16.2; supported are 3.7 to 3.15");
+    assert_eq!(refused(&cpython(0x0310_02f0, &[])), "/lib/libpython.so is CPython 3.16.2; supported are 3.6 to 3.15");
     assert!(refused(&cpython(0x0307_03f0, &[])).contains("3.7.3; supported are 3.7.4 and later"));
     assert!(refused(&cpython(0x020f_02f0, &[])).contains("version cannot be told"));
     assert!(

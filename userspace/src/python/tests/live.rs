@@ -67,12 +67,16 @@ fn compare(process: &Process, interpreter: &Interpreter, states: &[ThreadState],
 /// The slot leads from the thread pointer to the thread state, with the glibc of the machine (nptl/descr.h, elf/dl-tls.c).
 fn check_slot(process: &Process, interpreter: &Interpreter, state: &ThreadState) {
     let word = |address: u64| process.read_u64(address).unwrap();
+    let of_key = |address: u64| {
+        let key = u64::from(process.read_u32(address).unwrap());
+        word(state.thread_id + 0x510 + 8 * (key / 32)) + 16 * (key % 32) + 8
+    };
     let slot = match interpreter.thread_slot {
         ThreadSlot::TssKey { address } => {
             assert_eq!(process.read_u32(address - 4).unwrap(), 1);
-            let key = u64::from(process.read_u32(address).unwrap());
-            word(state.thread_id + 0x510 + 8 * (key / 32)) + 16 * (key % 32) + 8
+            of_key(address)
         }
+        ThreadSlot::Key { address } => of_key(address),
         ThreadSlot::Static { offset } => state.thread_id.wrapping_add_signed(offset),
         ThreadSlot::InModule { index, offset } => {
             let block = word(word(state.thread_id + 8) + 16 * word(index));
