@@ -54,9 +54,14 @@ import os
 def run(filename, name):
     def grow():
         return bytearray(1_000_000)
-    code = grow.__code__.replace(co_filename=filename, co_name=name)
-    grow.__code__ = code
+    grow.__code__ = renamed(grow.__code__, filename, name)
     return grow()
+def renamed(code, filename, name):
+    if hasattr(code, 'replace'): # 3.8
+        return code.replace(co_filename=filename, co_name=name)
+    return type(code)(
+        code.co_argcount, code.co_kwonlyargcount, code.co_nlocals, code.co_stacksize, code.co_flags, code.co_code, code.co_consts,
+        code.co_names, code.co_varnames, filename, name, code.co_firstlineno, code.co_lnotab, code.co_freevars, code.co_cellvars)
 kept = [run('/tmp/\\x1b[2J\\udcff.py', 'a\\n\\rb'), run('f' * 5000, {long:?}), run('', ''), run('<\\u00e9\\u4e2d\\U0001f600>', '\\u00e9\\u4e2d\\U0001f600')]
 os._exit(0)
 "));
