@@ -136,7 +136,10 @@ fn readable_by_all() -> &'static OsStr {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let file = directory.path().join("rmprof-bpf");
-        std::fs::copy(env!("CARGO_BIN_EXE_rmprof-bpf"), &file).unwrap();
+        // By another process: a child that another test forks meanwhile would have the copy open for writing, and what is open
+        // for writing cannot be executed.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_rmprof-bpf")).arg(&file).status().unwrap();
+        assert!(copied.success());
         (directory, file)
     });
     file.as_os_str()
