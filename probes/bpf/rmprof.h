@@ -413,6 +413,7 @@ enum rm_counter {
 	RM_COUNT_TALLY_STACKS_FULL,
 	RM_COUNT_RING_FULL_FOLLOW,
 	RM_COUNT_PROCESSES_FULL,
+	RM_COUNT_NO_TALLY, /* a fork could not map its tally: its blocks are not counted */
 	RM_COUNTERS,
 };
 

@@ -27,7 +27,9 @@ static __always_inline int find_tally(struct rm_process *process, __u64 address)
 {
 	__u32 magic = 0;
 
-	if (!bpf_probe_read_user(&magic, sizeof(magic), (void *)address) && magic == RM_TALLY_MAGIC)
+	if (!address)
+		count(RM_COUNT_NO_TALLY);
+	else if (!bpf_probe_read_user(&magic, sizeof(magic), (void *)address) && magic == RM_TALLY_MAGIC)
 		process->tally = address;
 	return 0;
 }

@@ -270,8 +270,8 @@ static __attribute__((noinline)) void obey(void)
 		segment = what - RM_TALLY_MOVE;
 		if (what >= RM_TALLY_MOVE && segment < RM_TALLY_SEGMENTS)
 			t = first_part();
-		if (t)
-			rmprof_site_tally(t);
+		if (what >= RM_TALLY_MOVE)
+			rmprof_site_tally(t); /* 0 is told too: what it does is then counted by nobody */
 	}
 	__atomic_store_n(&tally, t, __ATOMIC_RELEASE);
 }
@@ -326,13 +326,6 @@ static void leave_environment(char **variables)
 	}
 }
 
-/* glibc hands its constructors what main gets. */
-__attribute__((constructor)) static void begin(UNUSED int count_, UNUSED char **arguments, char **variables)
-{
-	leave_environment(variables);
-	counting();
-}
-
 /* Of line_events.c: the line that ran is over, and was told to the kernel side. */
 PUBLIC void rmprof_tally_line(void)
 {
@@ -355,6 +348,7 @@ static void *next(void **known, const char *name)
 }
 
 static void *next_malloc, *next_calloc, *next_realloc, *next_free;
+static void *next_memalign, *next_aligned_alloc, *next_valloc, *next_pvalloc, *next_posix_memalign;
 
 static inline void *real_malloc(size_t bytes)
 {
@@ -483,14 +477,12 @@ static void *aligned(const char *name, void **known, size_t alignment, size_t by
 
 PUBLIC void *memalign(size_t alignment, size_t bytes)
 {
-	static void *known;
-	return aligned("memalign", &known, alignment, bytes);
+	return aligned("memalign", &next_memalign, alignment, bytes);
 }
 
 PUBLIC void *aligned_alloc(size_t alignment, size_t bytes)
 {
-	static void *known;
-	return aligned("aligned_alloc", &known, alignment, bytes);
+	return aligned("aligned_alloc", &next_aligned_alloc, alignment, bytes);
 }
 
 static void *of_pages(const char *name, void **known, size_t bytes)
@@ -506,21 +498,18 @@ static void *of_pages(const char *name, void **known, size_t bytes)
 
 PUBLIC void *valloc(size_t bytes)
 {
-	static void *known;
-	return of_pages("valloc", &known, bytes);
+	return of_pages("valloc", &next_valloc, bytes);
 }
 
 PUBLIC void *pvalloc(size_t bytes)
 {
-	static void *known;
-	return of_pages("pvalloc", &known, bytes);
+	return of_pages("pvalloc", &next_pvalloc, bytes);
 }
 
 PUBLIC int posix_memalign(void **out, size_t alignment, size_t bytes)
 {
-	static void *known;
 	struct rm_tally *t = counting();
-	three_function *function = (three_function *)next(&known, "posix_memalign");
+	three_function *function = (three_function *)next(&next_posix_memalign, "posix_memalign");
 	int error;
 
 	thread.depth++;
@@ -529,4 +518,17 @@ PUBLIC int posix_memalign(void **out, size_t alignment, size_t bytes)
 	if (t && !error)
 		record(t, *out, bytes);
 	return error;
+}
+
+/* glibc hands its constructors what main gets. */
+__attribute__((constructor)) static void begin(UNUSED int count_, UNUSED char **arguments, char **variables)
+{
+	leave_environment(variables);
+	/* Now, while nobody else can hold the loader's lock. */
+	next(&next_memalign, "memalign");
+	next(&next_aligned_alloc, "aligned_alloc");
+	next(&next_valloc, "valloc");
+	next(&next_pvalloc, "pvalloc");
+	next(&next_posix_memalign, "posix_memalign");
+	counting();
 }

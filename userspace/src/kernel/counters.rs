@@ -116,6 +116,12 @@ pub const COUNTERS: &[Counter] = &[
         "a process that began, executed another program or ended was not heard of",
     ),
     row(abi::RM_COUNT_PROCESSES_FULL, "processes_full", true, "too many processes: a fork is not measured"),
+    row(
+        abi::RM_COUNT_NO_TALLY,
+        "no_tally",
+        true,
+        "a fork had no room in its address space to count in: its blocks are not measured",
+    ),
 ];
 
 #[cfg(test)]
