@@ -1,16 +1,7 @@
 /*
  * The BPF walker (probes/bpf/python.bpf.h) for the host: the same source, its reads handed to the test, its loop a plain one.
  */
-#include <stdbool.h>
-#include <stddef.h>
-
-typedef unsigned char __u8;
-typedef unsigned int __u32;
-typedef int __s32;
-typedef unsigned long long __u64;
-typedef long long __s64;
-
-#define __always_inline inline __attribute__((always_inline))
+#include "../../probes/preload/host.h"
 
 /* Fills `to` with `size` bytes from `address` of the process that is looked at; 0 when every byte could be read. */
 typedef int host_reader(void *context, void *to, __u32 size, __u64 address);

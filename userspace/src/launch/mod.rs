@@ -68,7 +68,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod};
 use rmprof_probes::abi;
 
-pub use sites::{SITES, Site, SitePlace, site_places};
+pub use sites::{SITES, Site, SitePlace, offset_of, site_places};
 
 /// The compiled `line_events.c`.
 pub(crate) const EXTENSION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/line_events.so"));

@@ -40,20 +40,23 @@ pub fn site_places() -> Result<Vec<SitePlace>> {
 }
 
 fn places_in(extension: &[u8]) -> Result<Vec<SitePlace>> {
-    let elf = ElfFile64::<Endianness>::parse(extension).context("the launch extension is not an ELF file")?;
-    SITES
-        .iter()
-        .map(|&(symbol, site)| {
-            let address = elf
-                .dynamic_symbols()
-                .find(|candidate| candidate.name() == Ok(symbol))
-                .with_context(|| format!("the launch extension has no symbol {symbol}"))?
-                .address();
-            let file_offset = file_offset(&elf, address)
-                .with_context(|| format!("{symbol} is in no segment of the launch extension"))?;
-            Ok(SitePlace { site, symbol, file_offset })
-        })
-        .collect()
+    let place = |&(symbol, site)| {
+        let file_offset = offset_of(extension, symbol).context("the launch extension")?;
+        Ok(SitePlace { site, symbol, file_offset })
+    };
+    SITES.iter().map(place).collect()
+}
+
+/// Offset in a library's file of the first instruction of a function that it exports: what a uprobe is attached by.
+///
+/// # Errors
+///
+/// When the library is damaged.
+pub fn offset_of(library: &[u8], symbol: &str) -> Result<u64> {
+    let elf = ElfFile64::<Endianness>::parse(library).context("no ELF file")?;
+    let found = elf.dynamic_symbols().find(|candidate| candidate.name() == Ok(symbol));
+    let address = found.with_context(|| format!("no symbol {symbol}"))?.address();
+    file_offset(&elf, address).with_context(|| format!("{symbol} is in no segment"))
 }
 
 fn file_offset(elf: &ElfFile64<'_, Endianness>, address: u64) -> Option<u64> {

@@ -9,13 +9,12 @@ mod history;
 mod segments;
 
 use anyhow::{Context, Result};
-use object::read::elf::{ElfFile64, ProgramHeader};
-use object::{Endianness, Object, ObjectSymbol};
 use rmprof_probes::{TALLY_LIBRARY, abi};
 
 pub use history::History;
 pub use segments::{Segment, Segments, Sums};
 
+use crate::launch;
 use crate::target::supervise::Announcer;
 
 /// The name of the library's file.
@@ -36,18 +35,8 @@ const SITES: [(&str, u32); 2] =
 /// # Errors
 /// When the library built into this program is damaged.
 pub fn sites() -> Result<Vec<(u32, u64)>> {
-    SITES.iter().map(|(symbol, role)| Ok((*role, offset_of(symbol)?))).collect()
-}
-
-fn offset_of(name: &str) -> Result<u64> {
-    let elf = ElfFile64::<Endianness>::parse(TALLY_LIBRARY).context("the preloaded library is not an ELF file")?;
-    let symbol = elf.dynamic_symbols().find(|symbol| symbol.name() == Ok(name));
-    let address = symbol.context("the preloaded library has no site")?.address();
-    let endian = elf.endian();
-    let segments = elf.elf_program_headers().iter().filter(|header| header.p_type(endian) == object::elf::PT_LOAD);
-    let mut offsets = segments.filter_map(|header| {
-        let into = address.checked_sub(header.p_vaddr(endian))?;
-        (into < header.p_filesz(endian)).then(|| header.p_offset(endian).checked_add(into))?
-    });
-    offsets.next().context("the preloaded library's site is in no segment")
+    SITES
+        .iter()
+        .map(|(symbol, role)| Ok((*role, launch::offset_of(TALLY_LIBRARY, symbol).context("the preloaded library")?)))
+        .collect()
 }
