@@ -293,3 +293,43 @@ os.read(ready[0], 1)
     let grown = daemon.line("grow", program.line("# here")).number("peak_bytes");
     near_blocks(grown, 2_000_000 + NUL);
 }
+
+/// More processes at once than there are descriptors to begin with: each takes several of ours.
+#[test]
+fn root_two_hundred_processes_at_once() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "many.py",
+        "
+import os, resource, sys
+print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+gate, children = os.pipe(), []
+for _ in range(200):
+    child = os.fork()
+    if child == 0:
+        kept = bytearray(1_000_000)  # here
+        os.read(gate[0], 1)
+        os._exit(0)
+    children.append(child)
+os.write(gate[1], b'!' * len(children))
+print(sum(os.waitpid(child, 0)[1] for child in children))
+",
+    );
+    let limited = format!("ulimit -S -n 256; exec {} {}", env!("CARGO_BIN_EXE_rmprof-bpf"), "\"$@\"");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("report.json");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &limited, "sh", "--output"]).arg(&file).args([&any_python().path, &program.path]);
+    let ran = crate::common::finish(&mut command).expect(0).quiet();
+    let text = ran.stdout_text();
+    assert!(text.starts_with("256 "), "the program has the limit that we were given: {ran}");
+    assert!(text.ends_with("\n0\n"), "{ran}");
+    let report = Report::read(&std::fs::read(&file).unwrap());
+    report.check_complete();
+    let line = program.line("# here");
+    let found = report.processes().into_iter().filter_map(|process| process.find("<module>", line));
+    let right = found.filter(|line| (line.number("allocated_bytes") - 1_000_001).abs() <= 4160).count();
+    assert_eq!(right, 200, "{report}");
+}

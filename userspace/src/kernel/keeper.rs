@@ -237,6 +237,8 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
         libc::prctl(libc::PR_SET_NAME, c"rmprof-keeper".as_ptr());
         libc::chdir(c"/".as_ptr());
     }
+    // The links it makes are descriptors of ours, by its own limit.
+    crate::target::limits::raise_open_files();
     let mut remembered: [Option<(RawFd, i64)>; MOST_REMEMBERED] = [None; MOST_REMEMBERED];
     // A pidfd is readable when its process has ended, all its threads.
     while wait_for(socket, parent) {

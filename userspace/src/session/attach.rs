@@ -17,7 +17,7 @@ use super::{DRAIN_EVERY, RunError, assemble, kernel_release, open_output, print,
 use crate::kernel::event::Event;
 use crate::kernel::{Attacher, Drain, Kernel, Totals, Wanted};
 use crate::plan::AttachPlan;
-use crate::target::credentials;
+use crate::target::{credentials, limits};
 
 /// How often what was just executed is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -31,6 +31,7 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     if !missing.is_empty() {
         return Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()));
     }
+    limits::raise_open_files();
     let output = open_output(&plan.report, credentials::of_caller(false)?.as_ref())?;
     let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, None)?;
     let attacher = Arc::new(attacher);

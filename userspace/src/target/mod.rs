@@ -4,6 +4,7 @@
 pub mod credentials;
 pub mod descriptor;
 pub mod elf;
+pub mod limits;
 mod loading;
 pub mod maps;
 pub mod memory;

@@ -82,6 +82,7 @@ pub fn run(command: &Command, signals: Option<&Signals>, watcher: &mut dyn Watch
         Signals::original_mask,
     );
     let started = spawn::start(command, mask, |pid| watcher.starting(pid))?;
+    super::limits::raise_open_files();
     let ticker = Ticker::start(TICK).map_err(|source| {
         let _ = nix::sys::signal::kill(started.pid, nix::sys::signal::Signal::SIGKILL);
         SpawnError::System { program: command.program.clone(), source }
