@@ -1,6 +1,6 @@
 //! The clean-up of a `with` block stands on the line of the block and is no execution of it.
 
-use crate::common::{Run, root, script, supported_pythons};
+use crate::common::{Run, near_blocks, root, script, supported_pythons};
 
 /// Blocks left in every way: at the end, by `continue`, `break` and `return`, by an exception; nested, in a loop, with `pass` as
 /// their body, and lines that look like a clean-up.
@@ -80,5 +80,66 @@ fn root_leaving_a_with_block_is_no_execution_of_its_line() {
         // What it shows is what was there when the block was entered.
         let resident = |needle| process.line("holds", program.line(needle)).number("mem_usage_bytes");
         assert!(resident("# 1: touches") - resident("# 1: holds") >= 8 << 20, "{}", python.version_text());
+    }
+}
+
+/// Blocks that are left at their end and by exceptions, which the manager keeps or lets through.
+const MANAGERS: &str = "
+import asyncio
+
+class Manager:
+    def __init__(self, keeps):
+        self.keeps = keeps
+    def __enter__(self):
+        pass
+    def __exit__(self, *raised):
+        self.more = bytearray(3_000_000)
+        return self.keeps
+    async def __aenter__(self):
+        pass
+    async def __aexit__(self, *raised):
+        return self.__exit__()
+
+def ends(manager):
+    with manager:  # with: ends
+        pass
+        len('body')
+
+def keeps(manager):
+    with manager:  # with: keeps
+        pass
+        raise ValueError
+
+def lets(manager):
+    with manager:  # with: lets
+        pass
+        raise ValueError
+
+async def waits(manager):
+    async with manager:  # with: waits
+        pass
+        raise ValueError
+
+ends(Manager(True))
+keeps(Manager(True))
+asyncio.run(waits(Manager(True)))
+try:
+    lets(Manager(False))
+except ValueError:
+    pass
+";
+
+#[test]
+fn root_what_leaving_a_with_block_takes_is_on_its_line() {
+    if !root() {
+        return;
+    }
+    let program = script("managers.py", MANAGERS);
+    for python in supported_pythons() {
+        let report = Run::json().word(&python.path).word(&program.path).run().expect(0).quiet().report();
+        for function in ["ends", "keeps", "lets", "waits"] {
+            let line = report.only().line(function, program.line(&format!("# with: {function}")));
+            near_blocks(line.number("allocated_bytes"), 3_000_001);
+        }
     }
 }

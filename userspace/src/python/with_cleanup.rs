@@ -19,29 +19,38 @@ pub struct CleanUp {
 /// What differs between the versions (Include/opcode.h; Python/compile.c, compiler_with and compiler_unwind_fblock, for the sequences).
 struct Version {
     minor: u8,
-    /// What a clean-up consists of, in order; the last may be preceded by what `await` adds.
-    sequence: &'static [u8],
+    /// What clean-ups consist of, in order: of what leaves the body by itself, and of exceptions where that is another. In each
+    /// `await` may add its own after so many instructions.
+    sequences: &'static [(&'static [u8], usize)],
 }
 
 const VERSIONS: &[Version] = &[
-    Version { minor: 6, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
-    Version { minor: 7, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
-    Version { minor: 8, sequence: &[WITH_CLEANUP_START, WITH_CLEANUP_FINISH] },
-    Version { minor: 9, sequence: &[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP] },
+    Version { minor: 6, sequences: &[(&[WITH_CLEANUP_START, WITH_CLEANUP_FINISH], 1)] },
+    Version { minor: 7, sequences: &[(&[WITH_CLEANUP_START, WITH_CLEANUP_FINISH], 1)] },
+    Version { minor: 8, sequences: &[(&[WITH_CLEANUP_START, WITH_CLEANUP_FINISH], 1)] },
+    Version { minor: 9, sequences: &[(&[LOAD_CONST, DUP_TOP, DUP_TOP, CALL_FUNCTION, POP_TOP], 4), (RAISED, 1)] },
 ];
+
+/// Of an exception on 3.9 (compiler_with_except_finish), to where it is forgotten.
+const RAISED: &[u8] =
+    &[WITH_EXCEPT_START, POP_JUMP_IF_TRUE, RERAISE, POP_TOP, POP_TOP, POP_TOP, POP_EXCEPT, POP_TOP];
 
 const POP_TOP: u8 = 1;
 const DUP_TOP: u8 = 4;
+const RERAISE: u8 = 48;
+const WITH_EXCEPT_START: u8 = 49;
 const YIELD_FROM: u8 = 72;
 const GET_AWAITABLE: u8 = 73;
 const WITH_CLEANUP_START: u8 = 81;
 const WITH_CLEANUP_FINISH: u8 = 82;
+const POP_EXCEPT: u8 = 89;
 const LOAD_CONST: u8 = 100;
+const POP_JUMP_IF_TRUE: u8 = 115;
 const CALL_FUNCTION: u8 = 131;
 const SETUP_WITH: u8 = 143;
 const EXTENDED_ARG: u8 = 144;
 const SETUP_ASYNC_WITH: u8 = 154;
-/// What `await` puts before the last instruction of a sequence.
+/// What `await` puts into a sequence.
 const AWAIT: &[u8] = &[GET_AWAITABLE, LOAD_CONST, YIELD_FROM];
 /// Clean-ups of nested blocks that one `return` leaves stand no further apart than this, bytes.
 const NEXT_OUTER: usize = 16;
@@ -91,7 +100,8 @@ fn find(version: &Version, bytecode: &[u8]) -> Vec<CleanUp> {
         if opcode == SETUP_WITH || opcode == SETUP_ASYNC_WITH {
             open.push(Block { setup: at, handler: at.saturating_add(1 + argument / 2) });
         }
-        if let Some(length) = sequence_length(version.sequence, &units[at..]) {
+        let lengths = version.sequences.iter();
+        if let Some(length) = lengths.filter_map(|sequence| sequence_length(*sequence, &units[at..])).next() {
             // One after the other: a return that leaves several blocks, from the inside out.
             let follows = last_end != usize::MAX && (at - last_end) * 2 <= NEXT_OUTER;
             outer = if follows { outer + 1 } else { 0 };
@@ -111,9 +121,9 @@ fn find(version: &Version, bytecode: &[u8]) -> Vec<CleanUp> {
     found
 }
 
-/// How many units the sequence takes at the beginning of `units`, with what `await` adds; `None`: it is not there.
-fn sequence_length(sequence: &[u8], units: &[[u8; 2]]) -> Option<usize> {
-    let (last, first) = sequence.split_last()?;
+/// How many units a sequence takes at the beginning of `units`, with what `await` adds; `None`: it is not there.
+fn sequence_length((sequence, awaits): (&[u8], usize), units: &[[u8; 2]]) -> Option<usize> {
+    let (first, last) = sequence.split_at_checked(awaits)?;
     let matches = |from: usize, opcodes: &[u8]| {
         opcodes.iter().enumerate().all(|(i, opcode)| units.get(from + i).is_some_and(|unit| unit[0] == *opcode))
     };
@@ -121,7 +131,10 @@ fn sequence_length(sequence: &[u8], units: &[[u8; 2]]) -> Option<usize> {
         return None;
     }
     let awaited = if matches(first.len(), AWAIT) { AWAIT.len() } else { 0 };
-    matches(first.len() + awaited, &[*last]).then_some(sequence.len() + awaited)
+    let rest = first.len() + awaited;
+    // In long code the jump has a prefix.
+    let far = units.get(rest..)?.iter().take_while(|unit| unit[0] == EXTENDED_ARG && last[0] == POP_JUMP_IF_TRUE).count();
+    matches(rest + far, last).then_some(sequence.len() + awaited + far)
 }
 
 #[cfg(test)]
@@ -148,6 +161,26 @@ mod tests {
             WITH_CLEANUP_START, 0, WITH_CLEANUP_FINISH, 0, 88, 0, LOAD_CONST, 0, 83, 0,
         ];
         assert_eq!(find(version(8), &code), [CleanUp { start: 14, end: 18, setup: 2 }]);
+    }
+
+    #[test]
+    fn what_an_exception_does_gets_the_line_of_the_with() {
+        // As CPython 3.9.18 compiles the handler of `with a: b`, far into long code, and of `async with`.
+        #[rustfmt::skip]
+        let raised = [
+            RERAISE, 0, POP_TOP, 0, POP_TOP, 0, POP_TOP, 0, POP_EXCEPT, 0, POP_TOP, 0, LOAD_CONST, 0, 83, 0,
+        ];
+        let near = [&[WITH_EXCEPT_START, 0, POP_JUMP_IF_TRUE, 12][..], &raised].concat();
+        let far = [&[WITH_EXCEPT_START, 0, EXTENDED_ARG, 1, POP_JUMP_IF_TRUE, 12][..], &raised].concat();
+        let awaited = [
+            &[WITH_EXCEPT_START, 0, GET_AWAITABLE, 0, LOAD_CONST, 0, YIELD_FROM, 0, POP_JUMP_IF_TRUE, 12][..],
+            &raised,
+        ]
+        .concat();
+        for (code, units) in [(near, 8), (far, 9), (awaited, 11)] {
+            let code = [&[101, 0, SETUP_WITH, 4, POP_TOP, 0, POP_TOP, 0][..], &code].concat();
+            assert_eq!(find(version(9), &code), [CleanUp { start: 8, end: 8 + 2 * units, setup: 2 }]);
+        }
     }
 
     #[test]
