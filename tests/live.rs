@@ -16,6 +16,8 @@ mod cases;
 mod death;
 #[path = "live/forks.rs"]
 mod forks;
+#[path = "live/generated/mod.rs"]
+mod generated;
 #[path = "live/hostile.rs"]
 mod hostile;
 #[path = "live/left.rs"]

@@ -32,8 +32,7 @@ const VERSIONS: &[Version] = &[
 ];
 
 /// Of an exception on 3.9 (compiler_with_except_finish), to where it is forgotten.
-const RAISED: &[u8] =
-    &[WITH_EXCEPT_START, POP_JUMP_IF_TRUE, RERAISE, POP_TOP, POP_TOP, POP_TOP, POP_EXCEPT, POP_TOP];
+const RAISED: &[u8] = &[WITH_EXCEPT_START, POP_JUMP_IF_TRUE, RERAISE, POP_TOP, POP_TOP, POP_TOP, POP_EXCEPT, POP_TOP];
 
 const POP_TOP: u8 = 1;
 const DUP_TOP: u8 = 4;
@@ -133,7 +132,8 @@ fn sequence_length((sequence, awaits): (&[u8], usize), units: &[[u8; 2]]) -> Opt
     let awaited = if matches(first.len(), AWAIT) { AWAIT.len() } else { 0 };
     let rest = first.len() + awaited;
     // In long code the jump has a prefix.
-    let far = units.get(rest..)?.iter().take_while(|unit| unit[0] == EXTENDED_ARG && last[0] == POP_JUMP_IF_TRUE).count();
+    let far =
+        units.get(rest..)?.iter().take_while(|unit| unit[0] == EXTENDED_ARG && last[0] == POP_JUMP_IF_TRUE).count();
     matches(rest + far, last).then_some(sequence.len() + awaited + far)
 }
 

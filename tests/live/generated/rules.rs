@@ -1,0 +1,52 @@
+//! What differs between CPythons, as data.
+
+use super::program::Kind;
+
+/// The rules of one CPython.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Comprehensions of lists, sets and dicts have no frame of their own (PEP 709).
+    pub inlined_comprehensions: bool,
+    /// A Python function that is called by Python code takes over its arguments; before, the caller kept a reference to each until the
+    /// function had returned (Python/ceval.c, 3.11: `_PyEvalFramePushAndInit`). Calls by C code, and all calls while a frame
+    /// evaluation function is set, which is how lines are told up to 3.11, keep the references.
+    pub arguments_move: bool,
+    /// A `with` block calls `__exit__` on its own line. Up to 3.9 CPython does on the last line of the block (Python/compile.c,
+    /// `compiler_with`), and the report mends it (`userspace/src/python/with_cleanup.rs`).
+    pub with_line_at_exit: bool,
+    /// A handler `except … as name` that is left by `return`, `break` or `continue` forgets its exception on the line of that; in 3.8 on
+    /// the last line of the handler, whose end is called (Python/compile.c, `compiler_unwind_fblock`).
+    pub handler_left_in_place: bool,
+    /// What an ASCII string asks for beside its characters (`PyASCIIObject` and a NUL).
+    text_head: u64,
+}
+
+impl Rules {
+    /// Of a minor version of Python 3 in a report, with functions marked or not.
+    pub fn of(minor: u32, marked: bool) -> Self {
+        Self {
+            inlined_comprehensions: minor >= 12,
+            arguments_move: minor >= 12 || (minor == 11 && !marked),
+            with_line_at_exit: true,
+            handler_left_in_place: minor >= 9,
+            text_head: if minor >= 12 { 41 } else { 49 },
+        }
+    }
+
+    /// As the interpreter itself tells its lines, without marks.
+    pub fn bare(minor: u32) -> Self {
+        Self { with_line_at_exit: minor >= 10, ..Self::of(minor, false) }
+    }
+
+    /// What a block of this length asks the C allocator for.
+    pub fn bytes(&self, kind: Kind, length: u64) -> u64 {
+        match kind {
+            Kind::Bytearray => length + 1,
+            Kind::Bytes => length + 33,
+            Kind::Text => length + self.text_head,
+            Kind::Nones => 8 * length,
+            // With the collector's head.
+            Kind::Tuple => 8 * length + 40,
+        }
+    }
+}
