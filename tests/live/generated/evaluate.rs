@@ -45,7 +45,7 @@ impl Machine {
     }
 
     fn new_block(&self, kind: super::program::Kind, length: u64) -> Value {
-        Block::new(&self.world, kind, length, self.rules.bytes(kind, length))
+        Block::value(&self.world, kind, length, self.rules.bytes(kind, length))
     }
 
     pub fn evaluate(self: &Rc<Self>, frame: &Rc<Frame>, expression: &Expression) -> Outcome<Value> {
@@ -242,7 +242,7 @@ impl Machine {
             }
             Ok(Value::None)
         };
-        Generator::new(&self.world, scope, Box::pin(rest))
+        Generator::value(&self.world, scope, Box::pin(rest))
     }
 }
 

@@ -61,8 +61,7 @@ pub fn expected(program: &Program, module: &Rc<Function>, rules: Rules) -> Lines
     assert!(matches!(outcome, Ok(Flow::Next)));
     // What is left is released by the end of the interpreter, on no line.
     machine.world.stack.borrow_mut().clear();
-    let lines = machine.world.lines.borrow().clone();
-    lines
+    machine.world.lines.borrow().clone()
 }
 
 /// The outcome of what does not wait.
@@ -99,7 +98,7 @@ impl Machine {
                     drop(running);
                     Ok(if let Flow::Return(value) = flow { value } else { Value::None })
                 };
-                Ok(Generator::new(&self.world, frame, Box::pin(rest)))
+                Ok(Generator::value(&self.world, frame, Box::pin(rest)))
             }
         };
         drop(kept);

@@ -61,7 +61,7 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(world: &Rc<World>, kind: Kind, length: u64, asked: u64) -> Value {
+    pub fn value(world: &Rc<World>, kind: Kind, length: u64, asked: u64) -> Value {
         world.charge(asked, 0);
         let (length, asked) = (Cell::new(length), Cell::new(asked));
         Value::Block(Rc::new(Self { world: world.clone(), kind, length, asked }))
@@ -179,7 +179,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    pub fn new(world: &Rc<World>, frame: Rc<Frame>, rest: Rest) -> Value {
+    pub fn value(world: &Rc<World>, frame: Rc<Frame>, rest: Rest) -> Value {
         let state = RefCell::new(Some((frame, rest)));
         Value::Generator(Rc::new(Self { world: world.clone(), state, started: Cell::new(false) }))
     }
