@@ -21,6 +21,9 @@ pub struct Rules {
     text_head: u64,
 }
 
+/// The minor versions whose rules these are.
+pub const MODELLED: std::ops::RangeInclusive<u32> = 8..=13;
+
 impl Rules {
     /// Of a minor version of Python 3 in a report, with functions marked or not.
     pub fn of(minor: u32, marked: bool) -> Self {
