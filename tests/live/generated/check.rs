@@ -171,7 +171,7 @@ fn jobs<'p>(seeds: &[u64], pythons: &'p [Python]) -> Vec<Job<'p>> {
 #[test]
 fn generated_programs_are_understood() {
     let pythons = modelled_pythons();
-    let witnessed_jobs = jobs(&seeds(10), &pythons).into_iter().map(|job| Job { variant: Variant::Witnessed, ..job });
+    let witnessed_jobs = jobs(&seeds(4), &pythons).into_iter().map(|job| Job { variant: Variant::Witnessed, ..job });
     check(witnessed_jobs.collect(), 0, |job, program| {
         program.beside("witness.py", include_str!("witness.py"));
         let rules = Rules::bare(job.python.version.0);
@@ -195,12 +195,12 @@ fn check_profiler(few: u64, options: &[&str]) {
 
 #[test]
 fn root_generated_programs() {
-    check_profiler(20, &[]);
+    check_profiler(8, &[]);
 }
 
 #[test]
 fn root_generated_programs_by_probes() {
-    check_profiler(2, &["--no-preload"]);
+    check_profiler(1, &["--no-preload"]);
 }
 
 /// The programs have in them what they are to have.
