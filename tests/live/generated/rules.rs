@@ -17,6 +17,9 @@ pub struct Rules {
     /// A handler `except … as name` that is left by `return`, `break` or `continue` forgets its exception on the line of that; in 3.8 on
     /// the last line of the handler, whose end is called (Python/compile.c, `compiler_unwind_fblock`).
     pub handler_left_in_place: bool,
+    /// `break` and `return` through a `finally` go on on their own line when it is done, where a loop's iterator is released; from 3.10
+    /// on that is on its last line. Seen by what the interpreters tell of themselves.
+    pub back_after_finally: bool,
     /// What an ASCII string asks for beside its characters (`PyASCIIObject` and a NUL).
     text_head: u64,
 }
@@ -31,6 +34,7 @@ impl Rules {
             inlined_comprehensions: minor >= 12,
             arguments_move: minor >= 12 || (minor == 11 && !marked),
             with_line_at_exit: true,
+            back_after_finally: minor <= 9,
             handler_left_in_place: minor >= 9,
             text_head: if minor >= 12 { 41 } else { 49 },
         }

@@ -341,12 +341,16 @@ impl Machine {
             (other, _) => outcome = other,
         }
         if !parts.finally.is_empty() {
+            let line = frame.line.get();
             let left = match &outcome {
                 Err(exception) => self.handling(exception.clone(), self.execute(frame, &parts.finally)).await?,
                 Ok(_) => self.execute(frame, &parts.finally).await?,
             };
             if !matches!(left, Flow::Next) {
                 return Ok(left);
+            }
+            if self.rules.back_after_finally && !matches!(outcome, Ok(Flow::Next) | Err(_)) {
+                frame.line.set(line);
             }
         }
         outcome
