@@ -40,3 +40,32 @@ pub fn sites() -> Result<Vec<(u32, u64)>> {
         .map(|(symbol, role)| Ok((*role, launch::offset_of(TALLY_LIBRARY, symbol).context("the preloaded library")?)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use object::{Object, ObjectSymbol};
+
+    use super::*;
+    use crate::kernel::allocators::FAMILY;
+
+    #[test]
+    fn the_library_stands_before_the_whole_family() {
+        let elf = object::File::parse(TALLY_LIBRARY).unwrap();
+        let exported: Vec<&str> =
+            elf.exports().unwrap().iter().map(|export| std::str::from_utf8(export.name()).unwrap()).collect();
+        for function in FAMILY {
+            // glibc has had no cfree since 2.26, which is older than what the library is for.
+            assert!(exported.contains(&function.symbol) || function.symbol == "cfree", "{}", function.symbol);
+        }
+        assert_eq!(sites().unwrap().len(), SITES.len());
+    }
+
+    /// A program must not fail to start for want of a symbol.
+    #[test]
+    fn the_library_needs_nothing() {
+        let elf = object::File::parse(TALLY_LIBRARY).unwrap();
+        for symbol in elf.dynamic_symbols().filter(|symbol| symbol.is_undefined()) {
+            assert!(symbol.is_weak() || symbol.name() == Ok(""), "{:?}", symbol.name());
+        }
+    }
+}
