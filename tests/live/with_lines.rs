@@ -122,7 +122,7 @@ async def waits(manager):
 
 ends(Manager(True))
 keeps(Manager(True))
-asyncio.run(waits(Manager(True)))
+asyncio.new_event_loop().run_until_complete(waits(Manager(True)))
 try:
     lets(Manager(False))
 except ValueError:
