@@ -8,8 +8,9 @@ const MIB: f64 = 1_048_576.0;
 /// What lines 4 and 5 of `copy.py` take, in MiB, and how far off they may be.
 const COPIED: f64 = 9.77;
 const TOLERANCE: f64 = 0.01;
-/// How far the first row may be from the bare interpreter's own size.
-const FIRST_ROW: f64 = 1.5;
+/// How far the first row may be from the bare interpreter's own size. Measured are 0.2 to 0.7 MiB up to 3.13, and 1.0 to 1.55 on static
+/// builds of 3.14 and 3.15, most of it pages of the interpreter's own file, which come in groups. An in-process profiler makes it 13.
+const FIRST_ROW: f64 = 2.0;
 
 const ITS_OWN_SIZE: &str =
     "print(next(line for line in open('/proc/self/smaps_rollup') if line.startswith('Rss')).split()[1])";
