@@ -107,9 +107,8 @@ impl Drain {
     /// # Errors
     /// When the map cannot be read.
     pub fn unheard(&self) -> io::Result<u64> {
-        let counters = self.sum(&self.maps.counters, COUNTERS.len())?;
         let lost = [abi::RM_COUNT_RING_FULL_STACK, abi::RM_COUNT_RING_FULL_CODE];
-        Ok(lost.iter().filter_map(|index| counters.get(*index as usize)).sum())
+        lost.iter().map(|index| sum(&self.maps.counters, *index)).sum()
     }
 
     /// The sums as they stand.
@@ -117,8 +116,8 @@ impl Drain {
     /// # Errors
     /// When a map cannot be read.
     pub fn totals(&self) -> io::Result<Totals> {
-        let mut totals = Totals { counters: self.sum(&self.maps.counters, COUNTERS.len())?, ..Totals::default() };
-        let siteless = self.sum(&self.maps.siteless, 2)?;
+        let mut totals = Totals { counters: sums(&self.maps.counters, COUNTERS.len())?, ..Totals::default() };
+        let siteless = sums(&self.maps.siteless, 2)?;
         totals.siteless = (siteless[0], siteless[1]);
         let all = |map: &MapHandle, _| batch::entries(map);
         self.add_sums(&mut totals, all)?;
@@ -194,15 +193,15 @@ impl Drain {
         }
         Ok(())
     }
+}
 
-    /// The first `length` elements of an array that every CPU has its own of, summed.
-    fn sum(&self, map: &MapHandle, length: usize) -> io::Result<Vec<u64>> {
-        (0..length)
-            .map(|index| {
-                let key = u32::try_from(index).map_err(io::Error::other)?.to_ne_bytes();
-                let values = map.lookup_percpu(&key, MapFlags::ANY).map_err(io::Error::other)?.unwrap_or_default();
-                Ok(values.iter().filter_map(|value| from_bytes::<u64>(value)).sum())
-            })
-            .collect()
-    }
+/// The first `length` elements of an array that every CPU has its own of, summed.
+fn sums(map: &MapHandle, length: usize) -> io::Result<Vec<u64>> {
+    (0..length).map(|index| sum(map, u32::try_from(index).map_err(io::Error::other)?)).collect()
+}
+
+/// One of them.
+fn sum(map: &MapHandle, index: u32) -> io::Result<u64> {
+    let values = map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY).map_err(io::Error::other)?.unwrap_or_default();
+    Ok(values.iter().filter_map(|value| from_bytes::<u64>(value)).sum())
 }

@@ -7,13 +7,15 @@
 
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+
+use crate::target::descriptor;
 
 /// The most probes of one order.
 pub(super) const MOST_PROBES: usize = 64;
@@ -166,7 +168,7 @@ impl Keeper {
     /// Too few processes or descriptors.
     pub(super) fn start() -> io::Result<Self> {
         let (ours, theirs) = UnixDatagram::pair()?;
-        let us = pidfd(Pid::this())?;
+        let us = descriptor::of_process(Pid::this())?;
         let (socket, parent) = (theirs.as_raw_fd(), us.as_raw_fd());
         // SAFETY: the child runs `serve` alone, which makes system calls on its own stack and never returns: it neither allocates nor
         // takes a lock, so threads that were not copied do not matter.
@@ -174,7 +176,13 @@ impl Keeper {
             0 => serve(socket, parent),
             process => Pid::from_raw(Errno::result(process)?),
         };
-        Ok(Keeper { ours: Mutex::new(ours), _theirs: theirs, _us: us, ended: pidfd(process)?, process })
+        Ok(Keeper {
+            ours: Mutex::new(ours),
+            _theirs: theirs,
+            _us: us,
+            ended: descriptor::of_process(process)?,
+            process,
+        })
     }
 
     /// Has an order carried out, and returns the descriptor of the link.
@@ -301,13 +309,6 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
         libc::syscall(libc::SYS_close_range, 0, RawFd::MAX, 0);
         libc::_exit(0)
     }
-}
-
-fn pidfd(process: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: plain integers.
-    let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) })?;
-    // SAFETY: just opened, and nobody else's. (The kernel sets close-on-exec on it.)
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(opened).map_err(io::Error::other)?) })
 }
 
 /// `fork`, but for the table of descriptors, which both have in common. -1: see `errno`.

@@ -13,7 +13,7 @@ use super::collector::{Collector, Message};
 use super::follow::Follower;
 use super::hold::Hold;
 use super::progress::Progress;
-use super::{DRAIN_EVERY, RunError, assemble, kernel_release, open_output, print, say};
+use super::{DRAIN_EVERY, RunError, assemble, check_rights, kernel_release, open_output, print, say};
 use crate::kernel::event::Event;
 use crate::kernel::{Attacher, Drain, Kernel, Totals, Wanted};
 use crate::plan::AttachPlan;
@@ -27,10 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// # Errors
 /// [`RunError`] when one of them cannot be measured; then none is.
 pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
-    let missing = crate::rights::missing();
-    if !missing.is_empty() {
-        return Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()));
-    }
+    check_rights()?;
     limits::raise_open_files();
     let output = open_output(&plan.report, credentials::of_caller(false)?.as_ref())?;
     let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, None)?;
@@ -98,10 +95,7 @@ fn watch(
             take(collector, drain, &mut messages, follower)?;
             loading = follower.look_again();
             hear(collector, &mut messages);
-            if let Some(ended) = collector.to_settle() {
-                let sums = drain.sweep(ended)?;
-                collector.settle(sums, &plan.report);
-            }
+            collector.make_room(drain, &plan.report)?;
         }
         io::Result::Ok(())
     })?;

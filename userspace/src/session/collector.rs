@@ -1,13 +1,14 @@
 //! The collector: records and news of processes in, one state of all images out.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 
 use super::assemble::Settled;
 use super::image::{Birth, Death, Image};
 use super::tallied::Tally;
-use crate::kernel::Totals;
 use crate::kernel::counters::COUNTERS;
 use crate::kernel::event::Event;
+use crate::kernel::{Drain, Totals};
 use crate::ledger::ProcessId;
 use crate::plan::ReportPlan;
 use crate::target::Pid;
@@ -97,13 +98,20 @@ impl Collector {
         self.images.values_mut().filter_map(|image| image.tally.as_mut())
     }
 
-    /// Images whose sums may be taken now, when there are enough of them to be worth it: maps are read whole for that.
-    pub fn to_settle(&self) -> Option<&HashSet<ProcessId>> {
-        (self.ended.len() >= MANY).then_some(&self.ended)
+    /// Takes the sums of images that have ended out of the kernel's maps, when there are enough of them to be worth it: the maps are
+    /// read whole for that.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn make_room(&mut self, drain: &Drain, plan: &ReportPlan) -> io::Result<()> {
+        if self.ended.len() >= MANY {
+            self.settle(drain.sweep(&self.ended)?, plan);
+        }
+        Ok(())
     }
 
     /// Takes the sums of the images that have ended, and lets go of what is not in their reports.
-    pub fn settle(&mut self, mut totals: Totals, plan: &ReportPlan) {
+    fn settle(&mut self, mut totals: Totals, plan: &ReportPlan) {
         // Counters are nobody's in particular: they are summed over all.
         (totals.counters, totals.siteless) = (std::mem::take(&mut self.kept.counters), self.kept.siteless);
         totals.counters.resize(COUNTERS.len(), 0);

@@ -123,10 +123,7 @@ pub(crate) fn say(text: &str) {
 /// # Errors
 /// [`RunError`] when nothing could be measured; the program then has not run.
 pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
-    let missing = crate::rights::missing();
-    if !missing.is_empty() {
-        return Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()));
-    }
+    check_rights()?;
     let credentials = credentials::of_caller(plan.as_root)?;
     let output = open_output(&plan.report, credentials.as_ref())?;
     let shim = match Shim::create() {
@@ -181,6 +178,15 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     drop(kernel);
     written?;
     Ok(exit_code(status))
+}
+
+/// Have we the capabilities that all we do takes?
+fn check_rights() -> Result<(), RunError> {
+    let missing = crate::rights::missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(RunError::Rights(missing.iter().map(|need| need.capability.to_string()).collect()))
 }
 
 fn exit_code(status: ExitStatus) -> i32 {
@@ -247,10 +253,7 @@ fn gather(
             collector.record(drain.take()?);
             if due {
                 collector.end_look(drain.unheard()?);
-                if let Some(ended) = collector.to_settle() {
-                    let sums = drain.sweep(ended)?;
-                    collector.settle(sums, plan);
-                }
+                collector.make_room(drain, plan)?;
             }
         }
         io::Result::Ok(())

@@ -1,4 +1,4 @@
-//! Descriptors of other processes.
+//! Descriptors for other processes, and theirs.
 
 use std::fs::File;
 use std::io;
@@ -7,13 +7,21 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+/// A descriptor that stands for process `pid`, readable when it has ended (pidfd_open, Linux 5.3).
+///
+/// # Errors
+/// When there is none, or too few descriptors.
+pub fn of_process(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: plain integers.
+    open(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
+}
+
 /// A copy of what process `pid` has open as `number` (pidfd_getfd, Linux 5.6).
 ///
 /// # Errors
 /// When it has nothing there, has ended, or may not be looked into.
 pub fn copy_of(pid: Pid, number: i32) -> io::Result<File> {
-    // SAFETY: plain integers.
-    let process = open(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    let process = of_process(pid)?;
     // SAFETY: plain integers.
     let copy = open(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })?;
     Ok(copy.into())
