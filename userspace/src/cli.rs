@@ -113,7 +113,7 @@ pub struct RunArguments {
     #[arg(long)]
     pub as_root: bool,
     /// Do not preload the library that counts the allocator's calls inside the program: trap each of them instead, which costs the
-    /// program some fifty times as much
+    /// program some forty times as much
     #[arg(long)]
     pub no_preload: bool,
     /// How user probes are attached, instead of the best way this kernel has: to try another where one does not work
