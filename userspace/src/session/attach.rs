@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::collector::{Collector, Message};
@@ -28,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// [`RunError`] when one of them cannot be measured; then none is.
 pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     check_rights()?;
+    // Before anything is attached: whoever tells us to stop while we begin gets the report too.
+    let (runtime, stop) = listen().map_err(|error| RunError::System { doing: "listening for signals", error })?;
     limits::raise_open_files();
     let output = open_output(&plan.report, credentials::of_caller(false)?.as_ref())?;
     let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, None)?;
@@ -49,7 +52,8 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
         say(&format!("attached ({what}); Ctrl-C writes the report and lets go"));
     }
     let mut collector = Collector::default();
-    let totals = watch(plan, &mut collector, &drain, receiver, &mut follower, &attacher)
+    let totals = runtime
+        .block_on(watch(plan, stop, &mut collector, &drain, receiver, &mut follower, &attacher))
         .map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
     let Collector { images, settled, .. } = collector;
     let mut report = assemble::assemble(images, settled, &totals, &plan.report, kernel_release());
@@ -62,43 +66,67 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     written.map(|()| 0)
 }
 
-fn watch(
+/// The signals that end the measuring.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Stop {
+    /// Until one of them comes; one that came before this was asked counts.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}
+
+/// From now on these signals are kept for whoever asks, and end nothing by themselves.
+fn listen() -> io::Result<(Runtime, Stop)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let stop = Stop {
+        interrupt: signal(SignalKind::interrupt())?,
+        terminate: signal(SignalKind::terminate())?,
+        hang_up: signal(SignalKind::hangup())?,
+    };
+    drop(entered);
+    Ok((runtime, stop))
+}
+
+async fn watch(
     plan: &AttachPlan,
+    mut stop: Stop,
     collector: &mut Collector,
     drain: &Drain,
     mut messages: UnboundedReceiver<Message>,
     follower: &mut Follower,
     attacher: &Attacher,
 ) -> io::Result<Totals> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        // SAFETY: the descriptor is owned by what is registered, and open for as long.
-        let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut hang_up = signal(SignalKind::hangup())?;
-        let mut clock = tokio::time::interval(DRAIN_EVERY);
-        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let over = tokio::time::sleep(plan.duration.unwrap_or(Duration::MAX));
-        tokio::pin!(over);
-        let mut progress = Progress::new();
-        let mut loading = false;
-        while follower.has_any() {
-            tokio::select! {
-                _ = clock.tick() => progress.tick(&collector.images, attacher),
-                () = tokio::time::sleep(LOOK_EVERY), if loading => {}
-                ready = ring.readable() => ready?.clear_ready(),
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                _ = hang_up.recv() => break,
-                () = &mut over => break,
-            }
-            take(collector, drain, &mut messages, follower)?;
-            loading = follower.look_again();
-            hear(collector, &mut messages);
-            collector.make_room(drain, &plan.report)?;
+    // SAFETY: the descriptor is owned by what is registered, and open for as long.
+    let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
+    let mut clock = tokio::time::interval(DRAIN_EVERY);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let over = tokio::time::sleep(plan.duration.unwrap_or(Duration::MAX));
+    tokio::pin!(over);
+    let mut progress = Progress::new();
+    let mut loading = false;
+    while follower.has_any() {
+        tokio::select! {
+            _ = clock.tick() => progress.tick(&collector.images, attacher),
+            () = tokio::time::sleep(LOOK_EVERY), if loading => {}
+            ready = ring.readable() => ready?.clear_ready(),
+            () = stop.told() => break,
+            () = &mut over => break,
         }
-        io::Result::Ok(())
-    })?;
+        take(collector, drain, &mut messages, follower)?;
+        loading = follower.look_again();
+        hear(collector, &mut messages);
+        collector.make_room(drain, &plan.report)?;
+    }
     follower.let_go();
     take(collector, drain, &mut messages, follower)?;
     if collector.settled.is_empty() && collector.images.values().all(|image| image.stacks.is_empty()) {
