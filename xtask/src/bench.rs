@@ -1,8 +1,12 @@
-//! `cargo xtask bench`: what programs pay for being profiled. Bare and ours run in turns, so that a machine that is busy is busy
-//! for both; each turn gives one ratio, and the median of the ratios is what counts.
+//! `cargo xtask bench`: what programs pay for being profiled, by us and by others. Bare and the tools run in turns, so that a
+//! machine that is busy is busy for all; each turn gives one ratio, and the median of the ratios is what counts.
 
+mod chart;
 mod report;
+mod summary;
+mod tool;
 mod turn;
+mod watch;
 mod workload;
 
 use std::path::PathBuf;
@@ -11,6 +15,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use tool::{TOOLS, Tool};
 use turn::Bench;
 use workload::{WORKLOADS, Workload};
 
@@ -20,15 +25,18 @@ pub struct Arguments {
     /// Turns of each workload (the empty program gets at least 10)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// One mode alone; both where not given
-    #[arg(long, value_parser = ["heap", "objects", "pages"])]
-    mode: Option<String>,
+    /// Who watches them, by name; `all`: we in each mode, and the peers, which are installed outside the tree
+    #[arg(long, value_name = "TOOL,…", value_delimiter = ',', default_values = ["heap", "pages"], value_parser = tools())]
+    tools: Vec<String>,
     /// The Python that runs the workloads
     #[arg(long, default_value = "python3")]
     python: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Draw the ratios of the work as an SVG picture
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
     /// Workloads, by name; all where none is given
     #[arg(value_name = "WORKLOAD", value_parser = names())]
     workloads: Vec<String>,
@@ -36,6 +44,13 @@ pub struct Arguments {
 
 fn names() -> Vec<&'static str> {
     WORKLOADS.iter().map(|workload| workload.name).collect()
+}
+
+/// For all of them.
+const ALL: &str = "all";
+
+fn tools() -> Vec<&'static str> {
+    TOOLS.iter().map(|tool| tool.name).chain([ALL]).collect()
 }
 
 /// The middle of some measurements, and how far they lie apart.
@@ -59,14 +74,23 @@ impl Spread {
     }
 }
 
-/// One workload in one mode.
+/// One workload under one tool.
 #[derive(Debug, Serialize)]
 struct Outcome {
     workload: &'static str,
-    mode: String,
+    tool: &'static str,
     turns: u32,
+    /// Why the tool ran it to no end; then there is nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
+    #[serde(flatten)]
+    figures: Option<Figures>,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
     bare_seconds: Spread,
-    ours_seconds: Spread,
+    tool_seconds: Spread,
     /// Of the whole program, its start and end included.
     ratio: Spread,
     extra_milliseconds: Spread,
@@ -76,12 +100,12 @@ struct Outcome {
     /// The same in processor time, which says more on a busy machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     processor_ratio: Option<Spread>,
-    /// What one of its steps (a string, a line) costs in processor time, bare and more under us.
+    /// What one of its steps (a string, a line) costs in processor time, bare and more under the tool.
     #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<Step>,
-    /// Of the last turn, from the report's health.
-    events: u64,
-    lost: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ours: Option<Ours>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<Verdict>,
 }
 
@@ -90,9 +114,19 @@ struct Step {
     name: &'static str,
     bare_nanoseconds: f64,
     extra_nanoseconds: f64,
-    /// The same under memory_profiler, where that is installed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory_profiler_extra_nanoseconds: Option<f64>,
+}
+
+/// What is known of our own runs.
+#[derive(Debug, Serialize)]
+struct Ours {
+    /// Of the last turn, from the report's health.
+    events: u64,
+    events_per_second: f64,
+    /// Of all turns.
+    lost: u64,
+    /// What our own process took, its start and end included.
+    collector_seconds: Spread,
+    collector_resident_bytes: u64,
 }
 
 /// A promise and whether it was kept.
@@ -105,29 +139,41 @@ struct Verdict {
 /// Runs the workloads and prints what they cost.
 ///
 /// # Errors
-/// No rights, no Python, a program that fails, or events that were lost. A promise that is not kept is printed, no error: the
-/// machine may be busy.
+/// No rights, no Python, a program that fails bare or under us, or events that were lost. A promise that is not kept is printed, no
+/// error: the machine may be busy. So is a peer that fails.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let bench = Bench::new(build()?, python(&arguments.python)?)?;
+    let is_asked = |tool: &&Tool| arguments.tools.iter().any(|name| name == ALL || name == tool.name);
+    let tools: Vec<&Tool> = TOOLS.iter().filter(is_asked).collect();
+    let workloads: Vec<&Workload> = WORKLOADS.iter().filter(|workload| is_wanted(workload, arguments)).collect();
+    let mut python = python(&arguments.python)?;
+    if tools.iter().any(|tool| tool.is_peer()) {
+        python = tool::peers(&python)?;
+    }
+    let bench = Bench::new(build()?, python)?;
     let before = report::Machine::now(&bench)?;
     let mut outcomes = Vec::new();
-    for workload in WORKLOADS.iter().filter(|workload| is_wanted(workload, arguments)) {
+    for workload in workloads {
         if let Some(module) = workload.needs
             && !bench.has_module(module)?
         {
             eprintln!("{}: passed over, this Python has no {module}", workload.name);
             continue;
         }
-        let modes = arguments.mode.as_deref().map_or_else(|| vec!["heap", "pages"], |mode| vec![mode]);
-        outcomes.extend(measure(&bench, workload, &modes, arguments.runs)?);
+        let applies = |tool: &&&Tool| workload.has_marks() || !tool.wants_marks();
+        let tools: Vec<&Tool> = tools.iter().filter(applies).copied().collect();
+        outcomes.extend(measure(&bench, workload, &tools, arguments.runs)?);
     }
     let after = report::Machine::now(&bench)?;
+    let summary = summary::Summary::of(&outcomes);
     if arguments.json {
-        report::json(&before, &after, &outcomes)?;
+        report::json(&before, &after, &outcomes, &summary)?;
     } else {
-        report::table(&before, &after, &outcomes);
+        report::table(&before, &after, &outcomes, &summary);
     }
-    let lost: u64 = outcomes.iter().map(|outcome| outcome.lost).sum();
+    if let Some(file) = &arguments.chart {
+        chart::draw(file, &outcomes)?;
+    }
+    let lost: u64 = outcomes.iter().filter_map(|outcome| Some(outcome.figures.as_ref()?.ours.as_ref()?.lost)).sum();
     ensure!(lost == 0, "{lost} events were lost: the figures of those rows count too little work");
     Ok(())
 }
@@ -136,58 +182,51 @@ fn is_wanted(workload: &Workload, arguments: &Arguments) -> bool {
     arguments.workloads.is_empty() || arguments.workloads.iter().any(|name| name == workload.name)
 }
 
-fn measure(bench: &Bench, workload: &'static Workload, modes: &[&str], runs: u32) -> Result<Vec<Outcome>> {
+fn measure(bench: &Bench, workload: &'static Workload, tools: &[&'static Tool], runs: u32) -> Result<Vec<Outcome>> {
     let turns = runs.max(workload.least_turns);
     eprintln!("{}: {turns} turns", workload.name);
     let mut bare = Vec::new();
-    let mut ours: Vec<Vec<turn::Run>> = modes.iter().map(|_| Vec::new()).collect();
+    let mut theirs: Vec<Result<Vec<turn::Run>, String>> = tools.iter().map(|_| Ok(Vec::new())).collect();
     // Files and caches are warm afterwards.
     bench.bare(workload)?;
     for _ in 0..turns {
         bare.push(bench.bare(workload)?);
-        for (mode, runs) in modes.iter().zip(&mut ours) {
-            runs.push(bench.ours(workload, mode)?);
+        for (tool, runs) in tools.iter().zip(&mut theirs) {
+            let Ok(done) = runs else { continue };
+            match bench.under(tool, workload) {
+                Ok(run) => done.push(run),
+                Err(error) if tool.is_peer() => *runs = Err(format!("{error:#}")),
+                Err(error) => {
+                    return Err(
+                        error.context("hint: rmprof-bpf needs root (sudo -E env \"PATH=$PATH\" cargo xtask bench)")
+                    );
+                }
+            }
         }
     }
-    let profiler = match workload.step {
-        Some(step) if step == workload::LINE => bench.memory_profiler(workload)?,
-        _ => None,
+    let outcome = |(tool, runs): (&&'static Tool, Result<Vec<turn::Run>, String>)| Outcome {
+        workload: workload.name,
+        tool: tool.name,
+        turns,
+        figures: runs.as_ref().ok().map(|runs| figures(workload, tool, &bare, runs)),
+        failed: runs.err(),
     };
-    Ok(modes.iter().zip(&ours).map(|(mode, ours)| outcome(workload, mode, &bare, ours, profiler.as_ref())).collect())
+    Ok(tools.iter().zip(theirs).map(outcome).collect())
 }
 
-fn outcome(
-    workload: &'static Workload,
-    mode: &str,
-    bare: &[turn::Run],
-    ours: &[turn::Run],
-    profiler: Option<&turn::Run>,
-) -> Outcome {
-    let pairs = || bare.iter().zip(ours);
-    let ratio = Spread::of(pairs().map(|(bare, ours)| ours.seconds / bare.seconds));
-    let extra = Spread::of(pairs().map(|(bare, ours)| (ours.seconds - bare.seconds) * 1e3));
-    let work = || pairs().filter_map(|(bare, ours)| Some((bare.work?, ours.work?)));
+fn figures(workload: &Workload, tool: &Tool, bare: &[turn::Run], theirs: &[turn::Run]) -> Figures {
+    let pairs = || bare.iter().zip(theirs);
+    let ratio = Spread::of(pairs().map(|(bare, tool)| tool.seconds / bare.seconds));
+    let extra = Spread::of(pairs().map(|(bare, tool)| (tool.seconds - bare.seconds) * 1e3));
+    let work = || pairs().filter_map(|(bare, tool)| Some((bare.work?, tool.work?)));
     let has_work = work().next().is_some();
-    let work_ratio = has_work.then(|| Spread::of(work().map(|(bare, ours)| ours.seconds / bare.seconds)));
+    let work_ratio = has_work.then(|| Spread::of(work().map(|(bare, tool)| tool.seconds / bare.seconds)));
     let processor_ratio =
-        has_work.then(|| Spread::of(work().map(|(bare, ours)| ours.processor_seconds / bare.processor_seconds)));
-    let nanoseconds = |work: turn::Work| work.processor_seconds / work.steps * 1e9;
-    let bare_step = Spread::of(work().map(|(bare, _)| nanoseconds(bare))).median;
-    let extra_of = |work: turn::Work| nanoseconds(work) - bare_step;
-    let step = workload.step.filter(|_| has_work).map(|name| Step {
-        name,
-        bare_nanoseconds: bare_step,
-        extra_nanoseconds: Spread::of(work().map(|(_, ours)| extra_of(ours))).median,
-        memory_profiler_extra_nanoseconds: profiler.and_then(|run| run.work).map(extra_of),
-    });
-    let last = ours.last().and_then(|run| run.health).unwrap_or_default();
-    Outcome {
-        workload: workload.name,
-        mode: mode.into(),
-        turns: u32::try_from(ours.len()).unwrap_or(u32::MAX),
+        has_work.then(|| Spread::of(work().map(|(bare, tool)| tool.processor_seconds / bare.processor_seconds)));
+    Figures {
         bare_seconds: Spread::of(bare.iter().map(|run| run.seconds)),
-        ours_seconds: Spread::of(ours.iter().map(|run| run.seconds)),
-        target: workload.promise(mode).map(|promise| Verdict {
+        tool_seconds: Spread::of(theirs.iter().map(|run| run.seconds)),
+        target: workload.promise(tool.name).map(|promise| Verdict {
             kept: promise.is_kept(ratio.median, work_ratio.map(|ratio| ratio.median), extra.median),
             promise: promise.to_string(),
         }),
@@ -195,10 +234,32 @@ fn outcome(
         extra_milliseconds: extra,
         work_ratio,
         processor_ratio,
-        step,
-        events: last.events,
-        lost: ours.iter().filter_map(|run| run.health).map(|health| health.lost).sum(),
+        step: workload.step.filter(|_| has_work).map(|name| step(name, &work().collect::<Vec<_>>())),
+        ours: ours(theirs),
     }
+}
+
+fn step(name: &'static str, work: &[(turn::Work, turn::Work)]) -> Step {
+    let nanoseconds = |work: turn::Work| work.processor_seconds / work.steps * 1e9;
+    let bare_nanoseconds = Spread::of(work.iter().map(|(bare, _)| nanoseconds(*bare))).median;
+    let extra_nanoseconds = Spread::of(work.iter().map(|(_, tool)| nanoseconds(*tool) - bare_nanoseconds)).median;
+    Step { name, bare_nanoseconds, extra_nanoseconds }
+}
+
+fn ours(runs: &[turn::Run]) -> Option<Ours> {
+    let last = runs.last()?;
+    let events = last.ours?.health.events;
+    let all = || runs.iter().filter_map(|run| run.ours);
+    // u64 to f64: beyond 2**53 events nobody waits.
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let events_per_second = events as f64 / last.work.map_or(last.seconds, |work| work.seconds);
+    Some(Ours {
+        events,
+        events_per_second,
+        lost: all().map(|ours| ours.health.lost).sum(),
+        collector_seconds: Spread::of(all().map(|ours| ours.collector.seconds)),
+        collector_resident_bytes: all().map(|ours| ours.collector.resident_bytes).max().unwrap_or(0),
+    })
 }
 
 /// Builds the release binary and says where it is.

@@ -6,8 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::summary::Summary;
 use super::turn::Bench;
-use super::{Outcome, Spread};
+use super::{Figures, Outcome, Spread};
 
 /// On what it was measured, and how busy that was.
 #[derive(Debug, Serialize)]
@@ -37,14 +38,16 @@ impl Machine {
 }
 
 /// For machines.
-pub fn json(before: &Machine, after: &Machine, outcomes: &[Outcome]) -> Result<()> {
-    let document = serde_json::json!({ "machine": before, "load_after": after.load, "outcomes": outcomes });
+pub fn json(before: &Machine, after: &Machine, outcomes: &[Outcome], summary: &Summary) -> Result<()> {
+    let document = serde_json::json!({
+        "machine": before, "load_after": after.load, "outcomes": outcomes, "summary": summary,
+    });
     println!("{document:#}");
     Ok(())
 }
 
 /// For people.
-pub fn table(before: &Machine, after: &Machine, outcomes: &[Outcome]) {
+pub fn table(before: &Machine, after: &Machine, outcomes: &[Outcome], summary: &Summary) {
     println!(
         "{}, Linux {}, {} x {}; load {:.1} before, {:.1} after",
         before.python, before.kernel, before.processors, before.processor, before.load, after.load
@@ -54,55 +57,69 @@ pub fn table(before: &Machine, after: &Machine, outcomes: &[Outcome]) {
               and in processor time.\n"
     );
     println!(
-        "{:<9} {:<5} {:>5} {:>8} {:>8} {:>22} {:>20} {:>21} {:>21} {:>9} {:>4}  promise",
-        "workload",
-        "mode",
-        "turns",
-        "bare s",
-        "ours s",
-        "extra ms",
-        "whole",
-        "work, clock",
-        "work, processor",
-        "events",
-        "lost"
+        "{:<13} {:<15} {:>5} {:>8} {:>8} {:>22} {:>20} {:>21} {:>21}  promise",
+        "workload", "tool", "turns", "bare s", "tool s", "extra ms", "whole", "work, clock", "work, processor",
     );
     for outcome in outcomes {
-        let verdict = outcome
-            .target
-            .as_ref()
-            .map(|verdict| format!("{}: {}", verdict.promise, if verdict.kept { "kept" } else { "NOT KEPT" }));
-        println!(
-            "{:<9} {:<5} {:>5} {:>8.3} {:>8.3} {:>22} {:>20} {:>21} {:>21} {:>9} {:>4}  {}",
-            outcome.workload,
-            outcome.mode,
-            outcome.turns,
-            outcome.bare_seconds.median,
-            outcome.ours_seconds.median,
-            shown(outcome.extra_milliseconds, 0, ""),
-            shown(outcome.ratio, 2, "x"),
-            outcome.work_ratio.map_or_else(String::new, |ratio| shown(ratio, 3, "x")),
-            outcome.processor_ratio.map_or_else(String::new, |ratio| shown(ratio, 3, "x")),
-            outcome.events,
-            outcome.lost,
-            verdict.unwrap_or_default(),
-        );
+        print!("{:<13} {:<15} {:>5} ", outcome.workload, outcome.tool, outcome.turns);
+        if let Some(figures) = &outcome.figures {
+            row(figures);
+        }
+        if let Some(why) = &outcome.failed {
+            println!("failed: {}", why.replace('\n', " "));
+        }
     }
     println!();
     for outcome in outcomes {
-        let Some(step) = &outcome.step else { continue };
-        let theirs =
-            step.memory_profiler_extra_nanoseconds.map(|extra| format!("; memory_profiler {extra:.0} ns more"));
+        if let Some(step) = outcome.figures.as_ref().and_then(|figures| figures.step.as_ref()) {
+            println!(
+                "{:<13} {:<15} for each {} {:.1} ns of processor time bare, and {:.1} ns more",
+                outcome.workload, outcome.tool, step.name, step.bare_nanoseconds, step.extra_nanoseconds,
+            );
+        }
+    }
+    println!("\nOur own process: processor time from its start to its end, and the most it had resident.");
+    for outcome in outcomes {
+        if let Some(ours) = outcome.figures.as_ref().and_then(|figures| figures.ours.as_ref()) {
+            println!(
+                "{:<13} {:<15} {:>9} events, {:>9.0} a second, {} lost; {} s, {} MiB",
+                outcome.workload,
+                outcome.tool,
+                ours.events,
+                ours.events_per_second,
+                ours.lost,
+                shown(ours.collector_seconds, 3, ""),
+                ours.collector_resident_bytes >> 20,
+            );
+        }
+    }
+    println!("\nOver all workloads with work of their own: geometric mean of its ratios by the clock, and the worst.");
+    for tool in &summary.tools {
         println!(
-            "{:<9} {:<5} for each {} {:.1} ns of processor time bare, and {:.1} ns more{}",
-            outcome.workload,
-            outcome.mode,
-            step.name,
-            step.bare_nanoseconds,
-            step.extra_nanoseconds,
-            theirs.unwrap_or_default()
+            "{:<15} mean {:.2}x over {} workloads, worst {:.2}x ({})",
+            tool.tool, tool.mean, tool.workloads, tool.worst, tool.worst_workload
         );
     }
+    for goal in &summary.goals {
+        println!("{}: {} ({})", goal.goal, if goal.reached { "reached" } else { "NOT REACHED" }, goal.figures);
+    }
+}
+
+fn row(figures: &Figures) {
+    let verdict = figures
+        .target
+        .as_ref()
+        .map(|verdict| format!("{}: {}", verdict.promise, if verdict.kept { "kept" } else { "NOT KEPT" }));
+    println!(
+        "{:>8.3} {:>8.3} {:>22} {:>20} {:>21} {:>21}  {}",
+        figures.bare_seconds.median,
+        figures.tool_seconds.median,
+        shown(figures.extra_milliseconds, 0, ""),
+        shown(figures.ratio, 2, "x"),
+        figures.work_ratio.map_or_else(String::new, |ratio| shown(ratio, 3, "x")),
+        figures.processor_ratio.map_or_else(String::new, |ratio| shown(ratio, 3, "x")),
+        verdict.unwrap_or_default(),
+    );
 }
 
 fn shown(spread: Spread, digits: usize, unit: &str) -> String {

@@ -1,6 +1,6 @@
-//! One run of one program, bare or under us.
+//! One run of one program, bare or under a tool.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -8,6 +8,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::tool::{self, Tool};
+use super::watch;
 use super::workload::Workload;
 
 /// What all runs share.
@@ -25,8 +27,8 @@ pub struct Run {
     pub seconds: f64,
     /// What it measured itself.
     pub work: Option<Work>,
-    /// What our report says of itself.
-    pub health: Option<Health>,
+    /// What our report says of itself, and what we took.
+    pub ours: Option<Ours>,
 }
 
 /// The last line of the program's output.
@@ -38,6 +40,13 @@ pub struct Work {
     pub processor_seconds: f64,
     /// How often it did what it does.
     pub steps: f64,
+}
+
+/// Of one run of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Ours {
+    pub health: Health,
+    pub collector: watch::Collector,
 }
 
 /// Of the report.
@@ -66,66 +75,79 @@ impl Bench {
     /// The program alone.
     pub fn bare(&self, workload: &Workload) -> Result<Run> {
         let mut command = Command::new(&self.python);
-        command.arg(script(workload));
-        run(command)
+        command.args(program(workload));
+        run(command, false)
     }
 
-    /// The program under us.
-    pub fn ours(&self, workload: &Workload, mode: &str) -> Result<Run> {
-        let report = self.folder.path().join("report.json");
-        let mut command = Command::new(&self.binary);
-        command.args(["--as-root", "--format", "json", "--mode", mode, "--output"]).arg(&report);
-        command.arg(&self.python).arg(script(workload));
-        let mut run =
-            run(command).context("hint: rmprof-bpf needs root (sudo -E env \"PATH=$PATH\" cargo xtask bench)")?;
-        let text = std::fs::read(&report).context("the report cannot be read")?;
-        let report: Report = serde_json::from_slice(&text).context("the report is no JSON of ours")?;
-        run.health = Some(report.health);
+    /// The program under one of the tools.
+    pub fn under(&self, tool: &Tool, workload: &Workload) -> Result<Run> {
+        let words = program(workload);
+        let words = words.iter().map(OsString::as_os_str);
+        let command = tool.command(&self.binary, &self.python, words, self.folder.path());
+        let is_ours = !tool.is_peer();
+        let mut run = run(command, is_ours)?;
+        if let Some(ours) = &mut run.ours {
+            let text = std::fs::read(tool::report(self.folder.path())).context("the report cannot be read")?;
+            let report: Report = serde_json::from_slice(&text).context("the report is no JSON of ours")?;
+            ours.health = report.health;
+        }
         Ok(run)
     }
-
-    /// The program under memory_profiler, once, since that takes long; `None` where this Python does not have it.
-    pub fn memory_profiler(&self, workload: &Workload) -> Result<Option<Run>> {
-        if !self.has_module("memory_profiler")? {
-            return Ok(None);
-        }
-        let mut command = Command::new(&self.python);
-        command.args(["-m", "memory_profiler", "-o"]).arg(self.folder.path().join("theirs.txt")).arg(script(workload));
-        run(command).map(Some)
-    }
 }
 
-fn script(workload: &Workload) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench").join(workload.name).with_extension("py")
+fn program(workload: &Workload) -> Vec<OsString> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench");
+    let mut words = vec![folder.join(workload.file).into_os_string()];
+    words.extend(workload.arguments.iter().map(OsString::from));
+    words
 }
 
-fn run(mut command: Command) -> Result<Run> {
+fn run(mut command: Command, is_ours: bool) -> Result<Run> {
     let shown = || command.get_args().map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
     let shown = format!("{} {}", command.get_program().to_string_lossy(), shown());
-    command.stdin(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let begin = Instant::now();
-    let output = command.output().with_context(|| shown.clone())?;
+    let child = command.spawn().with_context(|| shown.clone())?;
+    let watched = if is_ours { Some(watch::Watch::start(child.id())?) } else { None };
+    let output = child.wait_with_output().with_context(|| shown.clone())?;
     let seconds = begin.elapsed().as_secs_f64();
+    let collector = watched.map(watch::Watch::end).transpose()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{shown}: {}\n{}", output.status, said.trim_end());
-    Ok(Run { seconds, work: work(&String::from_utf8_lossy(&output.stdout)), health: None })
+    ensure!(output.status.success(), "{shown}: {}\n{}", output.status, last_lines(&said));
+    let ours = collector.map(|collector| Ours { health: Health::default(), collector });
+    Ok(Run { seconds, work: work(&String::from_utf8_lossy(&output.stdout)), ours })
 }
 
-/// Seconds, seconds of processor time, and steps: the last line of what the program printed.
+/// What an error says at its end; peers print long ones.
+fn last_lines(said: &str) -> String {
+    let lines: Vec<&str> = said.trim_end().lines().collect();
+    lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("\n")
+}
+
+/// Seconds, seconds of processor time, and steps: the last line of that shape in what the program, and perhaps its tool, printed.
 fn work(output: &str) -> Option<Work> {
-    let mut words = output.trim_end().lines().last()?.split(' ').map(|word| word.parse().ok());
-    let mut word = || words.next().flatten();
-    Some(Work { seconds: word()?, processor_seconds: word()?, steps: word()? })
+    output.lines().rev().find_map(|line| {
+        let numbers: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [seconds, processor_seconds, steps] = numbers[..] else { return None };
+        Some(Work { seconds, processor_seconds, steps })
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::work;
+    use super::{last_lines, work};
 
     #[test]
     fn the_last_line_tells_times_and_steps() {
-        let found = work("Filename: x.py\n0.25 0.125 1000\n").unwrap();
+        let found = work("Filename: x.py\n0.25 0.125 1000\n\nDone.\n").unwrap();
         assert_eq!((found.seconds, found.processor_seconds, found.steps), (0.25, 0.125, 1000.0));
         assert!(work("").is_none() && work("0.25 1000\n").is_none() && work("no such line\n").is_none());
+    }
+
+    #[test]
+    fn of_a_long_error_the_end_is_shown() {
+        assert_eq!(last_lines("1\n2\n3\n4\n5\n6\n"), "2\n3\n4\n5\n6");
+        assert_eq!(last_lines("one\n"), "one");
+        assert_eq!(last_lines(""), "");
     }
 }

@@ -8,8 +8,12 @@ pub const LINE: &str = "line event";
 /// One program.
 #[derive(Debug)]
 pub struct Workload {
-    /// Its file in tests/bench, without `.py`.
+    /// What it is called on the command line and in the tables.
     pub name: &'static str,
+    /// Its file in tests/bench.
+    pub file: &'static str,
+    /// What that is given.
+    pub arguments: &'static [&'static str],
     /// Fewer turns would say too little.
     pub least_turns: u32,
     /// A module it imports that not every Python has.
@@ -53,34 +57,77 @@ impl fmt::Display for Promise {
 }
 
 impl Workload {
-    /// What is promised in this mode.
-    pub fn promise(&self, mode: &str) -> Option<Promise> {
-        if mode == "pages" { self.pages } else { self.heap }
+    /// What is promised of it under this tool.
+    pub fn promise(&self, tool: &str) -> Option<Promise> {
+        match tool {
+            "pages" => self.pages,
+            "heap" => self.heap,
+            _ => None,
+        }
+    }
+
+    /// Whether it has marked functions.
+    pub fn has_marks(&self) -> bool {
+        self.step == Some(LINE)
     }
 }
 
-const fn workload(
-    name: &'static str,
-    step: Option<&'static str>,
-    heap: Option<Promise>,
-    pages: Option<Promise>,
-) -> Workload {
-    Workload { name, least_turns: 1, needs: None, step, heap, pages }
+const NOTHING: Workload =
+    Workload { name: "", file: "", arguments: &[], least_turns: 1, needs: None, step: None, heap: None, pages: None };
+
+/// One of pyperformance, and how many loops of it take about half a second.
+const fn borrowed(name: &'static str, arguments: &'static [&'static str]) -> Workload {
+    Workload { name, file: "borrowed/run.py", arguments, needs: Some("pyperformance"), ..NOTHING }
 }
 
-/// All of them.
+/// All of them. The last dozen are pyperformance's.
 pub const WORKLOADS: &[Workload] = &[
     Workload {
+        name: "empty",
+        file: "empty.py",
         least_turns: 10,
-        ..workload("empty", None, Some(Promise::ExtraMilliseconds(250.0)), Some(Promise::ExtraMilliseconds(250.0)))
+        heap: Some(Promise::ExtraMilliseconds(250.0)),
+        pages: Some(Promise::ExtraMilliseconds(250.0)),
+        ..NOTHING
     },
-    workload("fib", Some("call"), Some(Promise::WorkRatio(1.03)), Some(Promise::WorkRatio(1.03))),
-    workload("strings", Some("string"), Some(Promise::Ratio(6.0)), Some(Promise::WorkRatio(1.05))),
-    workload("repeated", Some("string"), None, None),
-    workload("objects", Some("object"), None, None),
-    workload("growth", Some("MiB"), None, None),
-    workload("lines", Some(LINE), None, None),
-    Workload { needs: Some("numpy"), ..workload("arrays", Some("array"), None, None) },
+    Workload {
+        name: "fib",
+        file: "fib.py",
+        step: Some("call"),
+        heap: Some(Promise::WorkRatio(1.03)),
+        pages: Some(Promise::WorkRatio(1.03)),
+        ..NOTHING
+    },
+    Workload {
+        name: "strings",
+        file: "strings.py",
+        step: Some("string"),
+        heap: Some(Promise::Ratio(6.0)),
+        pages: Some(Promise::WorkRatio(1.05)),
+        ..NOTHING
+    },
+    Workload { name: "repeated", file: "repeated.py", step: Some("string"), ..NOTHING },
+    Workload { name: "objects", file: "objects.py", step: Some("object"), ..NOTHING },
+    Workload { name: "growth", file: "growth.py", step: Some("MiB"), ..NOTHING },
+    Workload { name: "lines", file: "lines.py", step: Some(LINE), ..NOTHING },
+    Workload { name: "arrays", file: "arrays.py", step: Some("array"), needs: Some("numpy"), ..NOTHING },
+    Workload { name: "jsonish", file: "jsonish.py", step: Some("record"), ..NOTHING },
+    Workload { name: "bigtemps", file: "bigtemps.py", step: Some("copy"), ..NOTHING },
+    Workload { name: "regex", file: "regex.py", step: Some("match"), ..NOTHING },
+    Workload { name: "threads", file: "threads.py", step: Some("round"), ..NOTHING },
+    Workload { name: "server", file: "server.py", step: Some("request"), ..NOTHING },
+    borrowed("chaos", &["chaos", "8"]),
+    borrowed("deepcopy", &["deepcopy", "1500"]),
+    borrowed("deltablue", &["deltablue", "150"]),
+    borrowed("float", &["float", "8"]),
+    borrowed("generators", &["generators", "10"]),
+    borrowed("go", &["go", "4"]),
+    borrowed("hexiom", &["hexiom", "80"]),
+    borrowed("json_dumps", &["json_dumps", "60"]),
+    borrowed("json_loads", &["json_loads", "1500"]),
+    borrowed("raytrace", &["raytrace", "2"]),
+    borrowed("regex_compile", &["regex_compile", "4"]),
+    borrowed("richards", &["richards", "12"]),
 ];
 
 #[cfg(test)]
@@ -90,14 +137,20 @@ mod tests {
     #[test]
     fn every_file_is_a_workload_and_every_workload_a_file() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench");
-        let mut files: Vec<String> = std::fs::read_dir(folder)
+        let mut files: Vec<String> = std::fs::read_dir(&folder)
             .unwrap()
-            .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".py")?.to_owned()))
+            .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.to_owned()))
+            .filter(|name| name.ends_with(".py"))
             .collect();
-        let mut names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+        let own = WORKLOADS.iter().filter(|workload| workload.arguments.is_empty());
+        let mut named: Vec<&str> = own.map(|workload| workload.file).collect();
         files.sort();
-        names.sort_unstable();
-        assert_eq!(files, names);
+        named.sort_unstable();
+        assert_eq!(files, named);
+        for workload in WORKLOADS {
+            assert!(folder.join(workload.file).exists(), "{workload:?}");
+            assert_eq!(WORKLOADS.iter().filter(|other| other.name == workload.name).count(), 1, "{workload:?}");
+        }
     }
 
     #[test]
