@@ -496,9 +496,8 @@ struct rm_tally {
 	rm_u32 site_count;   /* sites handed out */
 	rm_u32 careful;      /* walks still to be made with reads that cannot fault */
 	rm_u32 refused;      /* such a walk met something that is no frame: no stack is read any more */
-	rm_u32 region_shift; /* in the larger levels, blocks whose addresses differ only in so many low bits share a bucket */
-	rm_u32 pad;
 	rm_u32 announcements; /* user space counts it up when stacks may not have been heard of: sites tell them again */
+	rm_u8 region_shifts[8]; /* of each level: keys that differ only in so many low bits share a bucket */
 	rm_u64 siteless[2];  /* bytes of events without a site, allocated and released */
 	rm_u64 counters[RM_COUNTERS]; /* by enum rm_counter */
 	struct rm_process process;    /* how to find the frames. Written by user space before `enabled` */

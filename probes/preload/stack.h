@@ -4,7 +4,7 @@
 #define STACK_H
 
 /* Reads a word of our own memory. With care: by a system call, which fails where a load would end the program. */
-static inline bool peek(__u64 *to, __u64 from, bool care)
+static __attribute__((always_inline)) inline bool peek(__u64 *to, __u64 from, bool care)
 {
 	struct {
 		const void *base;
@@ -30,7 +30,7 @@ static inline __u64 turned(__u64 word, int bits)
  * Walks the frames of `state`. Returns a stack status, and in *hash what tells this stack from others: all that the kernel side
  * hashes of each frame (walk_step and fingerprint_of in python.bpf.h).
  */
-static inline __u32 walk(const struct rm_tally *t, __u64 state, __u64 *hash, bool care)
+static __attribute__((always_inline)) inline __u32 walk(const struct rm_tally *t, __u64 state, __u64 *hash, bool care)
 {
 	const struct rm_layout *layout = &t->process.layout;
 	__u64 frame = 0, at, code, position, owner, sum = 0, first, filename, name, table, version, type;

@@ -37,13 +37,14 @@ static const struct table blocks = {
 };
 
 /*
- * Where the bucket of a key is in the segment. The first two levels are small, and spread their keys. In the others, which a large
- * heap takes, neighbours stay neighbours: who walks through memory walks through the table, and not all over it.
+ * Where the bucket of a key is in the segment. Neighbours stay neighbours: who walks through memory walks through the table, and not
+ * all over it. Areas of 256 KiB are spread, so that blocks at equal distances do not all share a bucket. The larger a level, the
+ * smaller the regions that share one: where small blocks lie so close that they fill a bucket, they find room further on.
  */
 static inline __u32 bucket_at(const struct rm_tally *t, const struct table *table, __u32 level, __u64 key)
 {
 	__u32 size = table->buckets << level * RM_TALLY_LEVEL_SHIFT;
-	__u64 index = level < 2 ? (key >> 4) * 0x9e3779b97f4a7c15ull >> 32 : key >> (t->region_shift & 63);
+	__u64 index = key >> (t->region_shifts[level] & 63) ^ (key >> 18) * 0x9e3779b97f4a7c15ull >> 32;
 
 	return table->levels[level].at + ((__u32)index & (size - 1)) * RM_TALLY_BUCKET_BYTES;
 }
@@ -70,6 +71,21 @@ static inline int find(const struct rm_tally *t, const struct table *table, __u6
 			return -1;
 	}
 	return -1;
+}
+
+/* Has the processor fetch where a key would be, while it does something else: in a table of many blocks it is seldom in its caches. */
+static inline void foresee(const struct rm_tally *t, const struct table *table, __u64 key)
+{
+	for (__u32 level = 0; level < table->depth; level++) {
+		__u32 offset = bucket_at(t, table, level, key);
+		char *start = __atomic_load_n(&parts[table->levels[level].part], __ATOMIC_RELAXED);
+
+		if (!start || !is_touched(t, offset))
+			return;
+		start += offset - part_at[table->levels[level].part];
+		__builtin_prefetch(start, 1);
+		__builtin_prefetch(start + RM_TALLY_BUCKET_BYTES / 2, 1);
+	}
 }
 
 /* How a key got in. */

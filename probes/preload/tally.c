@@ -157,9 +157,11 @@ static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u
 
 static __attribute__((noinline)) void record(struct rm_tally *t, const void *address, __u64 bytes)
 {
+	struct rm_tally_site *site;
 	__u32 number;
-	struct rm_tally_site *site = current_site(t, &number);
 
+	foresee(t, &blocks, (__u64)address);
+	site = current_site(t, &number);
 	allocated(t, site, number, address, bytes);
 	if (likely(site))
 		draw(t, site);
@@ -168,15 +170,17 @@ static __attribute__((noinline)) void record(struct rm_tally *t, const void *add
 /* Before the block is given back. Its event is over when that is done, so that what was resident afterwards is known of it. */
 static __attribute__((noinline)) struct rm_tally_site *record_release(struct rm_tally *t, const void *address)
 {
-	struct taken taken = take(t, address);
 	struct rm_tally_site *site;
+	struct taken taken;
 	__u32 number;
 
+	foresee(t, &blocks, (__u64)address);
+	site = current_site(t, &number);
+	taken = take(t, address);
 	if (unlikely(!taken.known)) {
 		count(t, RM_COUNT_FREE_FROM_BEFORE);
 		return 0;
 	}
-	site = current_site(t, &number);
 	released(t, site, taken);
 	return site;
 }

@@ -285,3 +285,19 @@ signal.pause()
     }
     started.end();
 }
+
+/// A heap of small blocks, in a mode whose table is laid out for large ones: all of them had shared the buckets of a few pages.
+#[test]
+fn root_small_blocks_close_together_all_find_room() {
+    if !root() {
+        return;
+    }
+    let program = "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.malloc.restype = ctypes.c_void_p\n\
+                   libc.malloc.argtypes = [ctypes.c_size_t]\ndef take():\n    for _ in range(100_000):\n        \
+                   libc.malloc(24)  # small\ntake()\n";
+    let program = script("small.py", program);
+    let report = Run::json().word(&any_python().path).word(&program.path).run().expect(0).report();
+    report.check_complete();
+    let line = report.only().line("take", program.line("# small"));
+    assert!(line.number("live_bytes") >= 2_400_000, "{line:?}");
+}

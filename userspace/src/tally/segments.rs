@@ -179,9 +179,10 @@ impl Segment {
         });
         self.half(careful).store(walks, Ordering::Relaxed);
         self.half(refused).store(doubt, Ordering::Relaxed);
-        // A bucket has room for seven: as many blocks of over 512 bytes as a page has, or of 32 and more as 256 bytes have.
-        let shift = if small_blocks { 8 } else { 12 };
-        self.half(offset_of!(abi::rm_tally, region_shift)).store(shift, Ordering::Relaxed);
+        // A bucket has room for seven: as many blocks of over 512 bytes as a page has, or of 32 and more (glibc's least) as 224 bytes
+        // have. The last levels have room for those of a heap that is not what it was thought to be.
+        let shifts: [u8; 8] = if small_blocks { [8, 8, 8, 8, 7, 0, 0, 0] } else { [12, 12, 9, 7, 7, 0, 0, 0] };
+        self.word(offset_of!(abi::rm_tally, region_shifts)).store(u64::from_ne_bytes(shifts), Ordering::Relaxed);
         let to: NonNull<abi::rm_process> = self.at(offset_of!(abi::rm_tally, process)).cast();
         // SAFETY: there is room for one in the head, and the process that may look at it is held.
         unsafe { to.write_unaligned(*process) };
