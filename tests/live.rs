@@ -12,6 +12,8 @@ mod acceptance;
 mod attach;
 #[path = "live/cases.rs"]
 mod cases;
+#[path = "live/checks.rs"]
+mod checks;
 #[path = "live/death.rs"]
 mod death;
 #[path = "live/forks.rs"]

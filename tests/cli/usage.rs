@@ -100,6 +100,10 @@ fn usage_errors_end_with_two_and_name_the_word() {
         (&["--top", "-1", "true"], "-1"),
         (&["--include", "[", "true"], "["),
         (&["--output"], "--output"),
+        (&["--fail-above", "0", "true"], "--fail-above"),
+        (&["--fail-line", "app.py:12", "true"], "app.py:12"),
+        (&["--fail-growth", "10", "true"], "--baseline"),
+        (&["--fail-growth", "-1", "--baseline", "x", "true"], "-1"),
         (&["run"], "PROGRAM"),
     ];
     for (words, named) in wrong {

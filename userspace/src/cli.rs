@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::report::checks::mebibytes;
+
 const AFTER_HELP: &str = "\
 EXAMPLES:
   sudo rmprof-bpf python copy.py
@@ -23,7 +25,8 @@ EXIT STATUS:
   125  rmprof-bpf itself failed
   126  the program could not be executed
   127  the program was not found
-  2    usage";
+  2    usage
+  3    a check of the report failed (--fail-above, --fail-line, --fail-growth) where it would be 0";
 
 /// Line-by-line memory of Python programs, measured from outside, in the kernel.
 #[derive(Debug, Parser)]
@@ -100,6 +103,28 @@ pub struct ReportArguments {
     pub top: usize,
 }
 
+/// What the report is to keep to.
+#[derive(Args, Debug)]
+pub struct CheckArguments {
+    /// End with status 3 when the resident memory of a process passed MIB
+    #[arg(long, value_name = "MIB", value_parser = mebibytes)]
+    pub fail_above: Option<u64>,
+    /// End with status 3 when the increment of a line is more than MIB (may be repeated)
+    #[arg(long, value_name = "FILE:LINE=MIB")]
+    pub fail_line: Vec<String>,
+    /// End with status 3 when the peak of resident memory, or a line by 1 MiB or more, is PERCENT above --baseline
+    #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percent)]
+    pub fail_growth: Option<f64>,
+    /// An earlier report in the format json
+    #[arg(long, value_name = "REPORT", requires = "fail_growth")]
+    pub baseline: Option<PathBuf>,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number: f64 = text.trim_end_matches('%').parse().map_err(|_| "not a number of percent".to_owned())?;
+    if number >= 0.0 && number.is_finite() { Ok(number) } else { Err("0 or more is needed".to_owned()) }
+}
+
 /// `run`.
 #[derive(Args, Debug)]
 pub struct RunArguments {
@@ -109,6 +134,9 @@ pub struct RunArguments {
     /// The report.
     #[command(flatten)]
     pub report: ReportArguments,
+    /// What it must keep to.
+    #[command(flatten)]
+    pub checks: CheckArguments,
     /// Under sudo: run the program as root, not as the user who called
     #[arg(long)]
     pub as_root: bool,
@@ -142,6 +170,9 @@ pub struct AttachArguments {
     /// The report.
     #[command(flatten)]
     pub report: ReportArguments,
+    /// What it must keep to.
+    #[command(flatten)]
+    pub checks: CheckArguments,
     /// Write the report after so many seconds, and let go
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub duration: Option<Duration>,

@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{AttachArguments, AttachModeArgument, ModeArgument, ProbesArgument, ReportArguments, RunArguments};
+use crate::cli::{
+    AttachArguments, AttachModeArgument, CheckArguments, ModeArgument, ProbesArgument, ReportArguments, RunArguments,
+};
 use crate::kernel::{Mode, Rung};
+use crate::report::checks::{Checks, LineCheck};
 use crate::report::columns::Column;
 use crate::report::{Format, OptionError, Options, Selection};
 use crate::target::Pid;
@@ -21,10 +24,14 @@ pub struct ReportPlan {
     pub format: &'static Format,
     /// How it is to look.
     pub options: Options,
+    /// What it must keep to.
+    pub checks: Checks,
+    /// The earlier report that it is compared with.
+    pub baseline: Option<PathBuf>,
 }
 
 impl ReportPlan {
-    fn new(mode: Mode, typed: ReportArguments) -> Result<Self, OptionError> {
+    fn new(mode: Mode, typed: ReportArguments, checks: CheckArguments) -> Result<Self, OptionError> {
         let format = match (&typed.format, &typed.output) {
             (Some(name), _) => Format::by_name(name)?,
             (None, Some(path)) => Format::by_ending(path).unwrap_or(&crate::report::FORMATS[0]),
@@ -36,7 +43,10 @@ impl ReportPlan {
         };
         let selection = Selection::new(&typed.include, &typed.exclude, typed.all_files)?;
         let options = Options { precision: usize::from(typed.precision), columns, top: typed.top, selection };
-        Ok(Self { mode, output: typed.output, format, options })
+        let lines = checks.fail_line.iter().map(|text| LineCheck::parse(text)).collect::<Result<_, _>>()?;
+        let baseline = checks.baseline;
+        let checks = Checks { above: checks.fail_above, lines, growth: checks.fail_growth };
+        Ok(Self { mode, output: typed.output, format, options, checks, baseline })
     }
 }
 
@@ -70,7 +80,7 @@ impl RunPlan {
         };
         let mut words = typed.program.into_iter();
         Ok(Self {
-            report: ReportPlan::new(mode, typed.report)?,
+            report: ReportPlan::new(mode, typed.report, typed.checks)?,
             preload: !typed.no_preload && typed.probes.is_none(),
             rung: typed.probes.map(|probes| match probes {
                 ProbesArgument::Session => Rung::Session,
@@ -111,7 +121,7 @@ impl AttachPlan {
         pids.sort_unstable();
         pids.dedup();
         Ok(Self {
-            report: ReportPlan::new(mode, typed.report)?,
+            report: ReportPlan::new(mode, typed.report, typed.checks)?,
             pids,
             duration: typed.duration,
             children: !typed.no_children,

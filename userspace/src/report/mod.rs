@@ -1,5 +1,6 @@
 //! What a person or a program reads: one file a format, and one table of formats. The only room that lays out text.
 
+pub mod checks;
 pub mod columns;
 mod escape;
 mod footer;

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::checked::Checked;
 use super::collector::{Collector, Message};
 use super::follow::Follower;
 use super::hold::Hold;
@@ -32,7 +33,9 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     // Before anything is attached: whoever tells us to stop while we begin gets the report too.
     let (runtime, stop) = listen().map_err(|error| RunError::System { doing: "listening for signals", error })?;
     limits::raise_open_files();
-    let output = open_output(&plan.report, credentials::of_caller(false)?.as_ref())?;
+    let credentials = credentials::of_caller(false)?;
+    let checks = Checked::read(&plan.report, credentials.as_ref())?;
+    let output = open_output(&plan.report, credentials.as_ref())?;
     let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, None)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -63,7 +66,7 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     }
     let written = print(&plan.report, output, &report);
     drop(kernel);
-    written.map(|()| 0)
+    written.map(|()| checks.status(&report, 0))
 }
 
 /// The signals that end the measuring.

@@ -5,6 +5,7 @@
 
 mod assemble;
 pub mod attach;
+mod checked;
 mod collector;
 mod command_text;
 mod follow;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use checked::Checked;
 use collector::{Collector, Message};
 use hold::Hold;
 use progress::Progress;
@@ -67,6 +69,14 @@ pub enum RunError {
         /// What the system said.
         error: io::Error,
     },
+    /// The report to compare with.
+    #[error("cannot compare with {path}: {reason}")]
+    Baseline {
+        /// As it was given.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A process that cannot be measured.
     #[error("process {pid}: {reason}")]
     Process {
@@ -96,6 +106,7 @@ impl RunError {
             Self::Load(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
             Self::Output { .. } => "choose a file in a directory you may write to",
+            Self::Baseline { .. } => "make it with `--format json --output FILE`, in the same mode",
             Self::Process { hint, .. } => hint,
             Self::System { .. } => "`rmprof-bpf doctor` says what this machine allows",
         }
@@ -125,6 +136,7 @@ pub(crate) fn say(text: &str) {
 pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     check_rights()?;
     let credentials = credentials::of_caller(plan.as_root)?;
+    let checks = Checked::read(&plan.report, credentials.as_ref())?;
     let output = open_output(&plan.report, credentials.as_ref())?;
     let shim = match Shim::create() {
         Ok(shim) => Some(shim),
@@ -177,7 +189,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     drop(signals);
     drop(kernel);
     written?;
-    Ok(exit_code(status))
+    Ok(checks.status(&report, exit_code(status)))
 }
 
 /// Have we the capabilities that all we do takes?

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::model::*;
 use super::*;
 
+mod checks;
 mod formats;
 mod json;
 mod table;
