@@ -77,7 +77,10 @@ def _make_mark(extension):
                 tool = _monitor(extension, monitoring)
             if tool is not None:
                 events = monitoring.events
-                monitoring.set_local_events(tool, code, events.LINE | events.PY_RETURN | events.PY_YIELD)
+                # PY_START has no callback: from 3.13 on CPython tells no line of code that begins where its RESUME stands, as
+                # a lambda does, unless that is asked for (Python/instrumentation.c, _Py_call_instrumentation_line).
+                local = events.LINE | events.PY_START | events.PY_RETURN | events.PY_YIELD
+                monitoring.set_local_events(tool, code, local)
 
     return mark
 

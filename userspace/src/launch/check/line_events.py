@@ -61,7 +61,9 @@ class MonitorOracle(Oracle):
         end = lambda code, offset, _: self.note(code, self.line_of(code, offset), 1)
         for event in (events.PY_RETURN, events.PY_YIELD, events.PY_UNWIND):
             monitoring.register_callback(5, event, end)
-        monitoring.set_events(5, events.LINE | events.PY_RETURN | events.PY_YIELD | events.PY_UNWIND)
+        # 3.13 and later tell no line of a lambda otherwise.
+        events_of_lines = events.LINE | events.PY_START
+        monitoring.set_events(5, events_of_lines | events.PY_RETURN | events.PY_YIELD | events.PY_UNWIND)
         try:
             function()
         finally:
@@ -119,6 +121,31 @@ def f(n):
     return n
 def run(): f(2)
 """, [("f", 3, 0), ("f", 4, 0), ("f", 3, 0), ("f", 4, 0), ("f", 3, 0), ("f", 5, 0), ("f", 6, 0), ("f", 6, 1)])
+scenario("one line", """
+f = profile(lambda n: n + 1)
+def g(n): n += 1; return n
+profile(g)
+def run(): f(1); f(2); g(1)
+""", [("<lambda>", 1, 0), ("<lambda>", 1, 1)] * 2 + [("g", 2, 0), ("g", 2, 1)])
+scenario("lambda of two lines", """
+f = profile(lambda n: [
+    g(n), n
+])
+g = profile(lambda n: (n,
+    n + 1))
+def run(): f(1)
+""")
+scenario("one line generators", """
+f = profile(lambda n: ((yield n), (yield n)))
+def g(n): yield n; n += 1; yield n
+profile(g)
+async def h(n): return n
+profile(h)
+def run():
+    list(f(1)); list(g(2))
+    try: h(1).send(None)
+    except StopIteration: pass
+""")
 scenario("try", """
 @profile
 def f(x):
