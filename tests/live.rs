@@ -26,6 +26,8 @@ mod hostile;
 mod left;
 #[path = "live/objects.rs"]
 mod objects;
+#[path = "live/odd_sources.rs"]
+mod odd_sources;
 #[path = "live/pages.rs"]
 mod pages;
 #[path = "live/rights.rs"]

@@ -1,6 +1,9 @@
 //! Code objects: from what the kernel side copied, or from the memory of the process.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use super::layout::{CODE_READ, Layout};
 use super::line_table::{LineTable, LineTableKind};
@@ -85,17 +88,35 @@ impl RawStr<'_> {
     /// control characters stay: escaping is for who prints. `None`: a kind that CPython does not have.
     pub fn decode(&self) -> Option<String> {
         let character = |value: u32| char::from_u32(value).unwrap_or(char::REPLACEMENT_CHARACTER);
+        matches!(self.kind, 1 | 2 | 4).then(|| self.values().into_iter().map(character).collect())
+    }
+
+    /// The bytes of a file's name of which Python could not make text: it keeps each such byte as a surrogate (PEP 383). `None`:
+    /// it has none. Python's encoding of names is taken for UTF-8.
+    pub fn undecodable(&self) -> Option<Vec<u8>> {
+        const BYTES: std::ops::RangeInclusive<u32> = 0xdc80..=0xdcff;
+        let values = self.values();
+        if !values.iter().any(|value| BYTES.contains(value)) {
+            return None;
+        }
+        let mut name = Vec::with_capacity(values.len());
+        for value in values {
+            match char::from_u32(value) {
+                Some(character) => name.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+                None if BYTES.contains(&value) => name.push((value & 0xff) as u8),
+                None => return None,
+            }
+        }
+        Some(name)
+    }
+
+    /// The numbers of the characters; none of an unknown kind.
+    fn values(&self) -> Vec<u32> {
         match self.kind {
-            1 => Some(self.bytes.iter().copied().map(char::from).collect()),
-            2 => {
-                let (units, _) = self.bytes.as_chunks::<2>();
-                Some(units.iter().map(|unit| character(u16::from_le_bytes(*unit).into())).collect())
-            }
-            4 => {
-                let (units, _) = self.bytes.as_chunks::<4>();
-                Some(units.iter().map(|unit| character(u32::from_le_bytes(*unit))).collect())
-            }
-            _ => None,
+            1 => self.bytes.iter().copied().map(u32::from).collect(),
+            2 => self.bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit).into()).collect(),
+            4 => self.bytes.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect(),
+            _ => Vec::new(),
         }
     }
 }
@@ -120,6 +141,8 @@ pub struct RawCode<'a> {
 pub struct CodeObject {
     /// `co_filename`, as the process has it: it may be relative, `<string>`, or of another mount namespace. Not escaped.
     pub filename: String,
+    /// The file's name where it is no text (PEP 383).
+    pub undecodable_filename: Option<Vec<u8>>,
     /// `co_name`. Not escaped.
     pub name: String,
     /// `co_qualname`; up to 3.10, which has none, the name.
@@ -138,6 +161,7 @@ impl CodeObject {
         let name = raw.name.decode()?;
         Some(CodeObject {
             filename: raw.filename.decode()?,
+            undecodable_filename: raw.filename.undecodable(),
             qualified_name: match &raw.qualified_name {
                 Some(text) => text.decode()?,
                 None => name.clone(),
@@ -161,6 +185,14 @@ impl CodeObject {
     /// All lines that have instructions, ascending.
     pub fn own_lines(&self) -> Vec<u32> {
         self.lines.lines(self.first_line)
+    }
+
+    /// The name of its file.
+    pub fn path(&self) -> &Path {
+        match &self.undecodable_filename {
+            Some(bytes) => Path::new(OsStr::from_bytes(bytes)),
+            None => Path::new(&self.filename),
+        }
     }
 
     /// Can it have been compiled from this text? A function's `def` or `class` has its name between its first line (a decorator's)
@@ -204,11 +236,13 @@ pub fn read(memory: &(impl Memory + ?Sized), address: u64, layout: &Layout) -> R
     memory.read(at, &mut head).map_err(|source| CodeError::Memory { what: "the head", address, source })?;
     let pointer = |offset: u32| word::<8>(&head, offset).map_or(0, u64::from_le_bytes);
     let text = |what, offset| read_str(memory, address, what, pointer(offset), layout);
-    let name = text("co_name", layout.code_name)?;
+    let (name, _) = text("co_name", layout.code_name)?;
     let has_qualified_name = word::<8>(&head, layout.code_qualname).is_some();
+    let (filename, undecodable_filename) = text("co_filename", layout.code_filename)?;
     let code = CodeObject {
-        filename: text("co_filename", layout.code_filename)?,
-        qualified_name: if has_qualified_name { text("co_qualname", layout.code_qualname)? } else { name.clone() },
+        filename,
+        undecodable_filename,
+        qualified_name: if has_qualified_name { text("co_qualname", layout.code_qualname)?.0 } else { name.clone() },
         name,
         first_line: sane_first_line(word::<4>(&head, layout.code_first_line).map_or(0, u32::from_le_bytes)),
         clean_ups: Vec::new(),
@@ -239,13 +273,14 @@ fn word<const N: usize>(bytes: &[u8], offset: u32) -> Option<[u8; N]> {
     bytes.get(offset as usize..)?.first_chunk().copied()
 }
 
+/// A str, and its bytes where it is the name of a file that is no text.
 fn read_str(
     memory: &(impl Memory + ?Sized),
     address: u64,
     what: &'static str,
     at: u64,
     layout: &Layout,
-) -> Result<String, CodeError> {
+) -> Result<(String, Option<Vec<u8>>), CodeError> {
     let failed = |source| CodeError::Memory { what, address, source };
     let wrong = || CodeError::NotACodeObject { what, address };
     let length = memory.read_u64(at.wrapping_add(layout.str_length.into())).map_err(failed)?;
@@ -266,7 +301,8 @@ fn read_str(
     let bytes = usize::try_from(length.min(longest) * u64::from(kind)).map_err(|_| wrong())?;
     let mut buffer = vec![0; bytes];
     memory.read(at.wrapping_add(data.into()), &mut buffer).map_err(failed)?;
-    RawStr { kind, bytes: &buffer }.decode().ok_or_else(wrong)
+    let text = RawStr { kind, bytes: &buffer };
+    Ok((text.decode().ok_or_else(wrong)?, text.undecodable()))
 }
 
 fn read_table(memory: &(impl Memory + ?Sized), address: u64, at: u64, layout: &Layout) -> Result<Vec<u8>, CodeError> {
@@ -309,6 +345,15 @@ mod tests {
     }
 
     #[test]
+    fn names_that_are_no_text() {
+        let text: Vec<u8> = [0x61u16, 0xdce9, 0x65e5].map(u16::to_le_bytes).concat();
+        assert_eq!(RawStr { kind: 2, bytes: &text }.undecodable().unwrap(), b"a\xe9\xe6\x97\xa5");
+        let other: Vec<u8> = [0xdce9u16, 0xd800].map(u16::to_le_bytes).concat();
+        assert_eq!(RawStr { kind: 2, bytes: &other }.undecodable(), None);
+        assert_eq!(RawStr { kind: 1, bytes: b"a.py" }.undecodable(), None);
+    }
+
+    #[test]
     fn from_what_the_kernel_copied() {
         let text = |bytes| RawStr { kind: 1, bytes };
         let mut raw = RawCode {
@@ -334,6 +379,7 @@ mod tests {
         // Lines by co_lnotab: one instruction on each of `steps` lines further down.
         let code = |name: &str, first_line, steps: &[u8]| CodeObject {
             filename: "a.py".into(),
+            undecodable_filename: None,
             name: name.into(),
             qualified_name: name.into(),
             first_line,

@@ -146,11 +146,13 @@ fn is_definition(text: &str) -> bool {
     ["def ", "class ", "async def ", "@"].iter().any(|start| text.starts_with(start))
 }
 
-/// Columns before the text; a tab goes on to the next multiple of 8 (Python reference, "Indentation").
+/// Columns before the text; a tab goes on to the next multiple of 8, a form feed begins anew (Python reference, "Indentation").
 fn indent(text: &str) -> usize {
-    text.chars()
-        .take_while(|c| matches!(c, ' ' | '\t'))
-        .fold(0, |column, c| if c == '\t' { (column / 8 + 1) * 8 } else { column + 1 })
+    text.chars().take_while(|c| matches!(c, ' ' | '\t' | '\x0c')).fold(0, |column, c| match c {
+        '\t' => (column / 8 + 1) * 8,
+        '\x0c' => 0,
+        _ => column + 1,
+    })
 }
 
 /// The lines from `first` on: number, text, and whether the line continues the one before.

@@ -15,6 +15,7 @@ use super::collector::Message;
 use super::image::{Birth, Death};
 use super::modules::{self, Modules};
 use super::recipe;
+use super::sources::Script;
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::{Shim, Site, site_places};
 use crate::ledger::ProcessId;
@@ -174,6 +175,11 @@ impl Hold {
 
     /// Tells the collector of an image.
     fn announce(&mut self, pid: Pid, parent: Pid, held: Held, forked_from: Option<ProcessId>) {
+        let root = Root::of(pid).ok();
+        let credentials =
+            if self.followed { credentials::of_process(pid).map(Arc::new) } else { self.credentials.clone() };
+        // What runs already may have another file there by now, and a fork has its parent's.
+        let begins = !self.followed && forked_from.is_none();
         let birth = Birth {
             id: held.id,
             pid,
@@ -186,14 +192,11 @@ impl Hold {
             layout: held.layout.clone(),
             forked_from,
             attacher: Arc::clone(&self.attacher),
-            credentials: if self.followed {
-                credentials::of_process(pid).map(Arc::new)
-            } else {
-                self.credentials.clone()
-            },
+            script: begins.then(|| Script::of(&held.command, root.as_ref(), credentials.as_deref())).flatten(),
+            credentials,
             help: self.help.clone(),
             tally: held.tally.clone(),
-            root: Root::of(pid).ok(),
+            root,
             rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
         };
         let _ = self.messages.send(Message::Born(Box::new(birth)));

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use rmprof_probes::abi;
 
 use super::pieces::Pieces;
+use super::sources::{Script, Sources};
 use super::tallied::Tally;
 use crate::kernel::Attacher;
 use crate::kernel::event::{Piece, RawCode};
@@ -57,6 +58,8 @@ pub struct Birth {
     pub tally: Option<Arc<Segment>>,
     /// Its view of the file system, kept open.
     pub root: Option<Root>,
+    /// The program's own file, where it has one; the image takes it.
+    pub script: Option<Script>,
     /// Resident bytes at that moment.
     pub rss_bytes: Option<u64>,
 }
@@ -99,15 +102,6 @@ const NOT_READ: u32 = 0;
 /// The name under which our own help to the program is compiled (`launch/`).
 const OWN_HELP: &str = "<rmprof-bpf>";
 
-/// A source file as it was when its first function was seen.
-#[derive(Clone, Debug)]
-struct Text {
-    lines: Arc<Vec<String>>,
-    /// The file was written after the program began: by the program itself, which then executed it, or by somebody else, after
-    /// the program had executed what was there before.
-    may_be_another: bool,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Image {
@@ -127,9 +121,7 @@ pub struct Image {
     by_content: HashMap<Arc<CodeObject>, u32>,
     mappings: Mappings,
     marks_waiting: Vec<(CodeKey, u32)>,
-    sources: HashMap<String, Option<Text>>,
-    /// Since when files may have been executed: its own beginning, or that of the image it is a fork of.
-    executing_since: SystemTime,
+    sources: Sources,
     /// Thread states still to be held against the interpreter's own list.
     checks: u32,
     pieces: Pieces,
@@ -141,7 +133,7 @@ impl Image {
     /// An image that has just begun.
     pub fn new(mut birth: Birth) -> Self {
         Self {
-            executing_since: birth.started,
+            sources: Sources::new(birth.started, birth.script.take()),
             tally: birth.tally.take().map(|segment| Tally::new(segment, birth.rss_bytes.unwrap_or(0))),
             birth,
             death: None,
@@ -153,7 +145,6 @@ impl Image {
             by_content: HashMap::new(),
             mappings: Mappings::new(crate::target::page_bytes()),
             marks_waiting: Vec::new(),
-            sources: HashMap::new(),
             checks: CHECKS,
             pieces: Pieces::default(),
         }
@@ -167,7 +158,6 @@ impl Image {
             codes: parent.codes.clone(),
             by_content: parent.by_content.clone(),
             sources: parent.sources.clone(),
-            executing_since: parent.executing_since,
             ..Self::new(birth)
         }
     }
@@ -245,7 +235,7 @@ impl Image {
         }
         let index = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
         if is_own_file(&code.filename) {
-            self.text(&code.filename); // while the file stands as it was executed
+            self.sources.read(&self.birth, &code); // while the file stands as it was executed
         }
         let own_lines = code.own_lines();
         self.by_content.insert(Arc::clone(&code), index);
@@ -282,27 +272,7 @@ impl Image {
 
     /// The text that `code` was compiled from; `None` where it cannot be read, or is not that text any more.
     pub fn source(&mut self, code: &CodeObject) -> Option<Arc<Vec<String>>> {
-        let text = self.text(&code.filename)?;
-        (!text.may_be_another || code.can_be_of(&text.lines)).then_some(text.lines)
-    }
-
-    /// The text of a source file, read once.
-    fn text(&mut self, filename: &str) -> Option<Text> {
-        if let Some(known) = self.sources.get(filename) {
-            return known.clone();
-        }
-        let read = || self.birth.root.as_ref()?.read_source(Path::new(filename)).ok();
-        let source = match &self.birth.credentials {
-            _ if filename.starts_with('<') => None,
-            Some(credentials) => credentials.open_files_as(read),
-            None => read(),
-        };
-        let text = source.map(|source| Text {
-            may_be_another: source.changed >= self.executing_since,
-            lines: Arc::new(source.lines),
-        });
-        self.sources.insert(filename.to_owned(), text.clone());
-        text
+        self.sources.of(&self.birth, code)
     }
 
     /// The function that a code object is of.

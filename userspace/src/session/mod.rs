@@ -15,6 +15,7 @@ mod modules;
 mod pieces;
 mod progress;
 mod recipe;
+mod sources;
 mod tallied;
 
 use std::ffi::OsString;

@@ -1,6 +1,7 @@
 //! Programs and processes from outside: starting, holding and following them, their files and their memory. The only room
 //! that names `/proc` and ptrace.
 
+mod archive;
 pub mod credentials;
 pub mod descriptor;
 pub mod elf;

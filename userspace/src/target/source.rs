@@ -7,8 +7,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use encoding_rs::Encoding;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::unistd::Pid;
+
+use super::archive;
 
 /// The most bytes of a source file; a longer one is not read.
 const LONGEST_SOURCE: u64 = 16 << 20;
@@ -50,6 +53,11 @@ impl Root {
         Ok(Self { root, working, working_path })
     }
 
+    /// The absolute name that the working directory has for the process, where it has one.
+    pub fn working_path(&self) -> Option<PathBuf> {
+        self.working_path.as_ref().map(|path| Path::new("/").join(path))
+    }
+
     /// Opens a regular file by the name the process would use: absolute names start at its root, relative ones at its
     /// working directory, and no link leads out of the root.
     ///
@@ -77,23 +85,48 @@ impl Root {
         open_below(self.root.as_fd(), path, OFlag::empty(), ResolveFlag::RESOLVE_IN_ROOT)
     }
 
-    /// Reads a Python source file.
+    /// Reads a Python source file; one of a zip archive by the name that `zipimport` gives it, `ARCHIVE/NAME`.
     ///
     /// # Errors
     /// As [`Root::open`]; `FileTooLarge` above 16 MiB.
     pub fn read_source(&self, path: &Path) -> io::Result<Source> {
-        let mut content = Vec::new();
-        let file = self.open(path)?;
+        let (file, within) = self.open_or_archive(path)?;
         let about = file.metadata()?;
         let since = Duration::new(about.ctime().try_into().unwrap_or(0), about.ctime_nsec().try_into().unwrap_or(0));
         // The file system is the target's: it may name a time that has no value here.
         let changed = UNIX_EPOCH.checked_add(since).unwrap_or_else(SystemTime::now);
-        file.take(LONGEST_SOURCE + 1).read_to_end(&mut content)?;
+        let read = |file: &mut dyn Read| {
+            let mut content = Vec::new();
+            file.take(LONGEST_SOURCE + 1).read_to_end(&mut content).map(|_| content)
+        };
+        let content = match within {
+            None => read(&mut &file)?,
+            Some(name) => archive::read_within(file, name, read)?,
+        };
         if content.len() as u64 > LONGEST_SOURCE {
             let message = format!("{}: more than {} MiB of source", path.display(), LONGEST_SOURCE >> 20);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
         Ok(Source { lines: lines(&decode(&content)), changed })
+    }
+
+    /// The file, or the one that is taken for a folder by the name, and what the name goes on with.
+    fn open_or_archive<'p>(&self, path: &'p Path) -> io::Result<(File, Option<&'p str>)> {
+        let is_in_file = |error: &io::Error| error.raw_os_error() == Some(libc::ENOTDIR);
+        let mut refused = match self.open(path) {
+            Ok(file) => return Ok((file, None)),
+            Err(error) => error,
+        };
+        for archive in path.ancestors().skip(1) {
+            if !is_in_file(&refused) {
+                break;
+            }
+            match self.open(archive) {
+                Ok(file) => return Ok((file, path.strip_prefix(archive).ok().and_then(Path::to_str))),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
     }
 }
 
@@ -119,20 +152,48 @@ fn same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
 }
 
 /// Source bytes to text by PEP 263: a byte order mark or the coding cookie in the first two lines, UTF-8 without either.
-/// An encoding unknown here is read as UTF-8; what does not fit becomes U+FFFD.
+/// An encoding unknown here (DOS code pages) is read as UTF-8; what does not fit becomes U+FFFD.
 fn decode(content: &[u8]) -> String {
     if let Some(rest) = content.strip_prefix(b"\xef\xbb\xbf") {
         return String::from_utf8_lossy(rest).into_owned();
     }
-    let encoding = cookie(content).unwrap_or_default();
-    match normalize(&encoding).as_str() {
+    let name = normalize(&cookie(content).unwrap_or_default());
+    match name.as_str() {
         "latin-1" => content.iter().map(|&byte| char::from(byte)).collect(),
         "ascii" => content
             .iter()
             .map(|&byte| if byte.is_ascii() { char::from(byte) } else { char::REPLACEMENT_CHARACTER })
             .collect(),
-        _ => String::from_utf8_lossy(content).into_owned(),
+        _ => encoding(&name).decode_without_bom_handling(content).0.into_owned(),
     }
+}
+
+/// An encoding by the name it has in Python; UTF-8 where it is none of the encoding standard's that leave ASCII as it is, which
+/// source text of Python must.
+fn encoding(name: &str) -> &'static Encoding {
+    // Names of Python (Lib/encodings/aliases.py) that the standard has not.
+    const ALIASES: &[(&str, &str)] = &[
+        ("cp932", "windows-31j"),
+        ("ms-kanji", "windows-31j"),
+        ("cp936", "gbk"),
+        ("cp949", "windows-949"),
+        ("uhc", "windows-949"),
+        ("cp950", "big5"),
+        ("eucjp", "euc-jp"),
+        ("euckr", "euc-kr"),
+        ("latin7", "iso-8859-13"),
+        ("latin8", "iso-8859-14"),
+        ("latin9", "iso-8859-15"),
+        ("latin10", "iso-8859-16"),
+        ("mac-roman", "macintosh"),
+        ("mac-cyrillic", "x-mac-cyrillic"),
+    ];
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| name);
+    // `iso8859-2` and `iso8859_2` are Python's own spelling.
+    let spelled = alias.strip_prefix("iso8859-").map_or_else(|| alias.to_owned(), |rest| format!("iso-8859-{rest}"));
+    let known = [spelled.clone(), spelled.replace('-', "_")];
+    let found = known.iter().find_map(|label| Encoding::for_label_no_replacement(label.as_bytes()));
+    found.filter(|encoding| encoding.is_ascii_compatible()).unwrap_or(encoding_rs::UTF_8)
 }
 
 /// The name in `# -*- coding: NAME -*-`; the second line counts only where the first is blank or a comment.
@@ -165,14 +226,15 @@ fn cookie_of_comment(comment: &[u8]) -> Option<String> {
     })
 }
 
-/// Python's `get_normal_name`, and the other names of the two encodings that are not UTF-8 here.
+/// Python's `get_normal_name`, and the other names of the two encodings that the encoding standard knows as larger ones.
 fn normalize(encoding: &str) -> String {
     let name = encoding.to_ascii_lowercase().replace('_', "-");
-    let latin = ["latin-1", "iso-8859-1", "iso-latin-1", "iso8859-1", "latin1", "latin", "l1", "cp819", "8859"];
-    if latin.iter().any(|alias| name == *alias || name.strip_prefix(alias).is_some_and(|rest| rest.starts_with('-'))) {
+    let begins = |head: &str| name.strip_prefix(head).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    if ["latin-1", "iso-8859-1", "iso-latin-1"].into_iter().any(begins) {
         return "latin-1".to_owned();
     }
     match name.as_str() {
+        "iso8859-1" | "iso8859" | "latin1" | "latin" | "l1" | "cp819" | "8859" => "latin-1".to_owned(),
         "ascii" | "us-ascii" | "646" => "ascii".to_owned(),
         _ => name,
     }
@@ -200,7 +262,7 @@ mod tests {
         assert_eq!(decode(b"# -*- coding: latin-1 -*-\n\xe9"), "# -*- coding: latin-1 -*-\né");
         assert_eq!(
             decode(b"#!/usr/bin/python\n# vim: set fileencoding=iso-8859-15 :\n\xe9"),
-            "#!/usr/bin/python\n# vim: set fileencoding=iso-8859-15 :\n\u{fffd}"
+            "#!/usr/bin/python\n# vim: set fileencoding=iso-8859-15 :\né"
         );
         assert_eq!(decode(b"\n# coding=Latin_1\n\xe9"), "\n# coding=Latin_1\né");
         assert_eq!(decode(b"x = 1\n# coding=latin-1\n\xe9"), "x = 1\n# coding=latin-1\n\u{fffd}");
@@ -208,6 +270,31 @@ mod tests {
         assert_eq!(decode(b"# coding: us-ascii\n\xe9"), "# coding: us-ascii\n\u{fffd}");
         assert_eq!(decode(b"# coding coding: latin-1\n\xe9"), "# coding coding: latin-1\né");
         assert_eq!(decode(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn decodes_what_python_does_by_the_names_it_has() {
+        for (names, bytes, text) in [
+            (&["cp1251", "CP1251", "windows-1251", "windows_1251"][..], &b"\xef\xf0\xe8"[..], "при"),
+            (&["koi8-r", "KOI8_R"], b"\xd0\xd2\xc9", "при"),
+            (&["shift_jis", "shift-jis", "sjis", "cp932", "ms_kanji"], b"\x93\xfa\x96\x7b", "日本"),
+            (&["euc-jp", "euc_jp", "eucjp"], b"\xc6\xfc\xcb\xdc", "日本"),
+            (&["euc-kr", "euc_kr", "cp949"], b"\xc7\xd1", "한"),
+            (&["gb2312", "gbk", "cp936", "gb18030"], b"\xd6\xd0\xce\xc4", "中文"),
+            (&["big5", "cp950"], b"\xa4\xa4", "中"),
+            (&["iso-8859-2", "iso8859-2", "iso8859_2", "latin2"], b"\xb3", "ł"),
+            (&["iso-8859-15", "latin9", "l9"], b"\xa4", "€"),
+            (&["cp866"], b"\xaf", "п"),
+            (&["mac-roman"], b"\x8e", "é"),
+            (&["latin-1", "latin1", "iso-8859-1-unix", "L1"], b"\x80", "\u{80}"),
+            // What is known to nobody, or leaves ASCII not as it is, is read as UTF-8.
+            (&["cp437", "utf-16", "iso2022_jp", "hz"], b"\xe9", "\u{fffd}"),
+        ] {
+            for name in names {
+                let content = [b"# coding: ", name.as_bytes(), b"\n", bytes].concat();
+                assert_eq!(decode(&content), format!("# coding: {name}\n{text}"), "{name}");
+            }
+        }
     }
 
     #[test]
@@ -233,6 +320,15 @@ mod tests {
         assert_eq!(root.read_source(Path::new("../a.py")).unwrap().lines, ["x = 1", "y = 2"]);
         assert_eq!(root.read_source(Path::new("link.py")).unwrap().lines.len(), 2);
         assert_eq!(root.read_source(&folder.path().join("a.py")).unwrap().lines.len(), 2);
+        let archive = File::create(folder.path().join("a.zip")).unwrap();
+        let mut writer = zip::ZipWriter::new(archive);
+        writer.start_file("deep/b.py", zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut writer, b"z = 3\r\n").unwrap();
+        writer.finish().unwrap();
+        assert_eq!(root.read_source(Path::new("../a.zip/deep/b.py")).unwrap().lines, ["z = 3"]);
+        for missing in ["../a.zip/b.py", "../a.zip/deep", "../a.py/b.py", "../b.zip/deep/b.py"] {
+            assert!(root.read_source(Path::new(missing)).is_err(), "{missing}");
+        }
         assert!(root.open(Path::new("missing.py")).is_err());
         assert!(root.open(Path::new("../magic/passwd")).is_err());
         for special in ["/dev/null", "/", "../sub"] {
