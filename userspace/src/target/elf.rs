@@ -8,7 +8,7 @@ use std::ops::Range;
 use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym, SymbolTable, VersionTable};
-use object::read::{ReadCache, ReadRef, StringTable};
+use object::read::{ReadCache, ReadRef, SectionIndex, StringTable};
 
 use super::maps::Mapping;
 
@@ -154,7 +154,8 @@ impl ElfFile {
             }
             if let Ok(symbols) = self.symbol_table(table) {
                 let versions = (table == elf::SHT_DYNSYM).then(|| self.versions()).flatten();
-                find_symbols(&symbols, versions.as_ref(), &missing, &mut found);
+                let strings = self.bytes_of_section(symbols.string_section()).unwrap_or_default();
+                find_symbols(&symbols, strings, versions.as_ref(), &missing, &mut found);
             }
         }
         found
@@ -162,6 +163,12 @@ impl ElfFile {
 
     fn symbol_table(&self, kind: u32) -> Result<SymbolTable<'_, Header, Pieces<'_>>, ElfError> {
         Ok(self.sections()?.symbols(Endianness::Little, self.data(), kind)?)
+    }
+
+    /// A section in one piece: reading names one by one would be a system call for each.
+    fn bytes_of_section(&self, index: SectionIndex) -> Option<&[u8]> {
+        let sections = self.sections().ok()?;
+        sections.section(index).ok()?.data(Endianness::Little, self.data()).ok()
     }
 
     fn versions(&self) -> Option<VersionTable<'_, Header>> {
@@ -312,18 +319,23 @@ fn is_defined(symbol: &elf::Sym64<Endianness>) -> bool {
 
 fn find_symbols<'d, 'n>(
     table: &SymbolTable<'d, Header, Pieces<'d>>,
+    strings: &[u8],
     versions: Option<&VersionTable<'d, Header>>,
     names: &[&'n str],
     found: &mut HashMap<&'n str, Symbol>,
 ) {
+    let wanted: HashMap<&[u8], &'n str> = names.iter().map(|name| (name.as_bytes(), *name)).collect();
     let mut second_choice = HashMap::new();
     for (index, symbol) in table.enumerate() {
         let types = [elf::STT_FUNC, elf::STT_OBJECT, elf::STT_NOTYPE, elf::STT_GNU_IFUNC];
         if !is_defined(symbol) || !types.contains(&symbol.st_type()) {
             continue;
         }
-        let Ok(symbol_name) = symbol.name(Endianness::Little, table.strings()) else { continue };
-        let Some(name) = names.iter().copied().find(|name| name.as_bytes() == symbol_name) else { continue };
+        let at = symbol.st_name(Endianness::Little) as usize;
+        let Some(symbol_name) = strings.get(at..).and_then(|rest| rest.split(|&byte| byte == 0).next()) else {
+            continue;
+        };
+        let Some(name) = wanted.get(symbol_name).copied() else { continue };
         // An old version kept for old programs (`memcpy@GLIBC_2.2.5`) is not what is called today.
         let old = versions.is_some_and(|versions| versions.version_index(Endianness::Little, index).is_hidden());
         let into = if old || symbol.st_bind() == elf::STB_LOCAL { &mut second_choice } else { &mut *found };
