@@ -8,6 +8,8 @@ mod common;
 
 #[path = "live/acceptance.rs"]
 mod acceptance;
+#[path = "live/allocators.rs"]
+mod allocators;
 #[path = "live/attach.rs"]
 mod attach;
 #[path = "live/cases.rs"]

@@ -41,9 +41,13 @@ enum {
 enum {
 	RM_PROT_NONE = 0,
 	RM_PROT_READ_WRITE = 3,
+	RM_PROT_EXEC = 4,
+	RM_MAP_ANONYMOUS = 0x20,
 	RM_MAP_PRIVATE_ANONYMOUS = 0x22,
 	RM_MAP_STACK = 0x20000,
 };
+
+enum { RM_SIGCHLD = 17 }; /* include/uapi/asm-generic/signal.h */
 
 /* System call numbers: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h */
 #if defined(__TARGET_ARCH_x86)
@@ -96,12 +100,17 @@ struct signal_struct {
 	int group_exit_code;
 };
 
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+
 struct task_struct {
 	unsigned int flags;
 	int tgid;
 	int exit_code;
 	struct mm_struct *mm;
 	struct signal_struct *signal;
+	sigset_t blocked;
 	struct thread_struct thread;
 };
 

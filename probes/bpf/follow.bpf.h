@@ -89,4 +89,26 @@ static __always_inline int process_exited(struct task_struct *task)
 	return 0;
 }
 
+/*
+ * The loader changes its list of libraries. New code may be an allocator's: user space is to look at it before it runs. Where a
+ * supervisor holds the process, a signal makes it stop: one that nobody gets (the supervisor takes it away), and that does nothing
+ * should the supervisor be gone. Where nobody does, user space is told, and is some milliseconds late.
+ */
+static __always_inline int libraries_changed(struct rm_process *process)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+
+	if (!process->new_code || !(process->flags & RM_HEAP))
+		return 0;
+	process->new_code = 0;
+	if (process->flags & RM_FOLLOW) {
+		tell(process, RM_FOLLOW_LOADED, bpf_get_current_pid_tgid() >> 32, 0, 0);
+		return 0;
+	}
+	/* A blocked signal would wait, and be there for the program to take. */
+	if ((BPF_CORE_READ(task, blocked.sig[0]) >> (RM_SIGCHLD - 1) & 1) || bpf_send_signal_thread(RM_SIGCHLD))
+		count(RM_COUNT_NOT_HELD);
+	return 0;
+}
+
 #endif

@@ -23,9 +23,13 @@ __noinline int release_block(struct rm_process *process, struct thread *thread, 
 	if (!process || !thread)
 		return 0;
 	if (!forget_block(process, address, &block)) {
-		count(RM_COUNT_FREE_FROM_BEFORE);
+		/* operator delete hands on to free, and free of one allocator to that of the next: one release. */
+		if (address != thread->freed)
+			count(RM_COUNT_FREE_FROM_BEFORE);
+		thread->freed = address;
 		return 0;
 	}
+	thread->freed = address;
 	walk(process, thread);
 	charge_block(process, thread, &block);
 	return 0;
@@ -95,6 +99,29 @@ static __always_inline void prove(struct rm_process *process, struct thread *thr
 	}
 }
 
+/*
+ * Where the process counts the C library's blocks itself, probes are on the allocators beside it (built into a library under a prefix,
+ * or loaded later). A call inside one of the C library's is counted there. False: it is such a call.
+ */
+static __always_inline bool begin_beside_tally(struct rm_process *process, struct thread *thread)
+{
+	struct rm_tally_thread tally;
+
+	if (!read_tally_thread(process, &tally))
+		return true;
+	thread->tally_blocks = tally.blocks;
+	return !tally.depth;
+}
+
+/* Did the call that returns `address` hand on to the C library's allocator? Then the tally has counted it: its block begins there, or
+ * after what the allocator keeps before it. */
+static __always_inline bool was_tallied(struct rm_process *process, struct thread *thread, __u64 address)
+{
+	struct rm_tally_thread tally;
+
+	return read_tally_thread(process, &tally) && tally.blocks != thread->tally_blocks && address - tally.latest <= RM_PAGE;
+}
+
 /* Entry. Returns 1 when the return need not be seen. */
 static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_skip)
 {
@@ -110,6 +137,8 @@ static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_
 	if (!thread)
 		return 1;
 	heal_depth(thread, PT_REGS_SP(ctx));
+	if (!thread->depth && !begin_beside_tally(process, thread))
+		return 1;
 	if (role == RM_ROLE_FREE) {
 		if (!thread->depth)
 			release_block(process, thread, first);
@@ -118,7 +147,7 @@ static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_
 	if (thread->depth)
 		goto nested;
 	thread->foretold = 0;
-	if (may_skip && role == RM_ROLE_MALLOC) {
+	if (may_skip && role == RM_ROLE_GLIBC_MALLOC) {
 		thread->foretold = foretell(process, thread, first);
 		if (thread->foretold && process->tcache_trust == TCACHE_PROOF && ++thread->foretelling % TCACHE_CHECK) {
 			thread->bytes = first;
@@ -193,7 +222,7 @@ static __always_inline int heap_return(struct pt_regs *ctx)
 		}
 		address = out;
 	}
-	if (!address && !(thread->old_address && !thread->bytes)) {
+	if ((!address && !(thread->old_address && !thread->bytes)) || was_tallied(process, thread, address)) {
 		if (thread->old_known) { /* a failed reallocation changes nothing */
 			struct block_key key = { .address = thread->old_address, .process = process->id };
 			bpf_map_update_elem(&blocks, &key, &thread->old, BPF_ANY);

@@ -8,7 +8,7 @@
 #ifndef MAPPINGS_BPF_H
 #define MAPPINGS_BPF_H
 
-enum { MAP_ARENA = 2, ARENA_GRANULES = 64, CALLER_WORDS = 6 };
+enum { MAP_ARENA = 2, ARENA_GRANULES = 64 };
 
 /* The bits of [start, end) in the granule. */
 static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
@@ -139,28 +139,34 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	return 0;
 }
 
-/* Is this mmap pymalloc asking for an arena? Learns the caller at the first one. */
+/*
+ * Is this mmap pymalloc asking for an arena? Learns the caller at the first one: what is above the stack pointer and may be a return
+ * address in the interpreter. Between it and the system call may be an mmap of the allocator's (tcmalloc's), with old words in its
+ * frame: what is not there again at the next arena is none.
+ */
 static __always_inline bool is_arena_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[CALLER_WORDS] = {};
+	__u64 words[RM_CALLER_WORDS] = {};
+	bool first = !process->arena_caller, found = false;
 
 	if (arguments[0] || arguments[2] != RM_PROT_READ_WRITE || arguments[3] != RM_MAP_PRIVATE_ANONYMOUS)
 		return false;
-	if (!process->arena_caller && arguments[1] != process->layout.arena_bytes)
+	if (first && arguments[1] != process->layout.arena_bytes)
 		return false;
 	if (bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
 		return false;
-	for (__u32 i = 0; i < CALLER_WORDS; i++) {
-		if (process->arena_caller) {
-			if (i == process->arena_caller_word && words[i] == process->arena_caller)
-				return true;
-		} else if (words[i] >= process->text_start && words[i] < process->text_end) {
-			process->arena_caller_word = i;
-			process->arena_caller = words[i];
-			return true;
-		}
+	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
+		if (first)
+			process->arena_callers[i] = words[i] >= process->text_start && words[i] < process->text_end ? words[i] : 0;
+		found |= process->arena_callers[i] && process->arena_callers[i] == words[i];
 	}
-	return false;
+	if (!found)
+		return false;
+	process->arena_caller = 1;
+	for (__u32 i = 0; i < RM_CALLER_WORDS; i++)
+		if (process->arena_callers[i] != words[i])
+			process->arena_callers[i] = 0;
+	return true;
 }
 
 static __always_inline struct thread *mapping_thread(struct rm_process *process)
@@ -211,6 +217,9 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	process = current_process();
 	if (!process || !(process->flags & RM_HEAP))
 		return 0;
+	if (change == RM_MAP_MMAP && (PT_REGS_PARM3_CORE_SYSCALL(regs) & RM_PROT_EXEC) &&
+	    !(PT_REGS_PARM4_CORE_SYSCALL(regs) & RM_MAP_ANONYMOUS))
+		process->new_code = 1;
 	thread = mapping_thread(process);
 	if (!thread)
 		return 0;

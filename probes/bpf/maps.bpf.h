@@ -61,7 +61,8 @@ struct thread {
 	__u64 tcache; /* the thread's struct tcache_perthread_struct, once it has one */
 	__u64 foretold; /* what the call under way is expected to return; 0: nothing is */
 	__u32 foretelling; /* how often it was */
-	__u32 pad_;
+	__u32 tally_blocks; /* struct rm_tally_thread's, at the entry of the call under way */
+	__u64 freed; /* the last block whose release was seen */
 	__u64 slot; /* where the thread's PyThreadState stands in its thread-specific data; 0: not found yet */
 	__u64 slot_of; /* the thread pointer it was found for */
 	__s64 net; /* bytes the thread took less those it released */

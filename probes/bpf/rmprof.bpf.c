@@ -70,6 +70,8 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 	switch (bpf_get_attach_cookie(ctx)) {
 	case RM_LAUNCH_TALLY:
 		return find_tally(process, PT_REGS_PARM1(ctx));
+	case RM_LAUNCH_LOADED:
+		return libraries_changed(process);
 	case RM_LAUNCH_STACK:
 		thread = current_thread();
 		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx)) : 0;

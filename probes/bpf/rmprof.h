@@ -31,6 +31,7 @@ enum rm_limits {
 	RM_LONGEST_PART = 1 << 20, /* longer line tables and bytecodes do not travel: user space reads them */
 	RM_ARENA_GRANULE = 1 << 18, /* bytes of address space in one entry of the arenas map: 64 pages of 4 KiB, a bit each */
 	RM_PAGE = 4096,
+	RM_CALLER_WORDS = 16,     /* above the stack pointer at an mmap: how far pymalloc's return address may be */
 };
 
 #define RM_TCACHE_OFF 0xffffffffu
@@ -129,12 +130,12 @@ struct rm_process {
 	rm_u64 loader_end;
 	rm_u64 library_start;      /* where the preloaded library is executable, whose mappings are not the program's either */
 	rm_u64 library_end;
-	rm_u64 arena_caller;       /* return address of pymalloc's call of mmap, learned at the first arena; 0 before */
+	rm_u64 arena_caller;       /* 1: pymalloc has asked for an arena, and arena_callers are learned */
+	rm_u64 arena_callers[RM_CALLER_WORDS]; /* words above the stack pointer: 0, or what may be the return address of its call of mmap */
 	rm_s64 resident[4];        /* bytes by kind: 0 file, 1 anonymous, 2 swap entries, 3 shared (include/linux/mm_types_task.h) */
 	rm_s64 resident_peak;      /* highest sum of file, anonymous and shared */
 	rm_u64 sequence;           /* counts events, for their order; threads may draw the same number */
 	rm_u64 memory;             /* its struct mm_struct, once seen; 0 before */
-	rm_u32 arena_caller_word;  /* which word above the stack pointer held it */
 	struct rm_layout layout;
 	rm_u32 own_mappings;       /* it has mapped memory itself: only then its munmaps are told */
 	rm_u32 key;                /* the pthread key plus one, once it is made; 0 before */
@@ -150,6 +151,8 @@ struct rm_process {
 	rm_s64 own_bytes;          /* resident memory that is the tally's and so ours, as last read */
 	rm_u64 history_sequence;   /* rm_tally.sequence at the last change of resident memory, told when the next one has another */
 	rm_s64 history_bytes;      /* resident memory then, ours left out */
+	rm_u32 new_code;           /* a file was mapped as code since user space last heard of one */
+	rm_u32 pad[2];
 };
 
 /* A frame as it travels: 16 bytes. */
@@ -230,6 +233,7 @@ enum rm_role {
 	RM_ROLE_ALIGNED = 6,        /* (alignment, size) -> pointer: aligned_alloc, memalign */
 	RM_ROLE_FREE = 7,           /* (pointer) */
 	RM_ROLE_VALLOC = 8,         /* (size) -> pointer, page-aligned: valloc; pvalloc rounds up, its request is what counts */
+	RM_ROLE_GLIBC_MALLOC = 9,   /* as RM_ROLE_MALLOC, of the library whose caches rm_process.tcache_offset tells of */
 };
 
 /* Attach cookie of the probes on the launch extension. */
@@ -239,6 +243,7 @@ enum rm_launch_role {
 	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
 	RM_LAUNCH_STACK = 4, /* (site): of the preloaded library, a stack its tally has not met before */
 	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
+	RM_LAUNCH_LOADED = 6, /* (): of the dynamic loader, it is about to change its list of libraries, or has */
 };
 
 enum rm_event_kind {
@@ -360,6 +365,7 @@ enum rm_follow_change {
 	RM_FOLLOW_VFORK = 2, /* it borrows the memory of `parent`, and is not */
 	RM_FOLLOW_EXEC = 3,  /* its image was replaced, and is not counted until user space has looked at it */
 	RM_FOLLOW_EXIT = 4,  /* it has ended */
+	RM_FOLLOW_LOADED = 5, /* it has mapped further code */
 };
 
 /* First number of the images that begin on the kernel side. */
@@ -414,6 +420,7 @@ enum rm_counter {
 	RM_COUNT_RING_FULL_FOLLOW,
 	RM_COUNT_PROCESSES_FULL,
 	RM_COUNT_NO_TALLY, /* a fork could not map its tally: its blocks are not counted */
+	RM_COUNT_NOT_HELD, /* a library was mapped, and the process could not be held to look at it first */
 	RM_COUNTERS,
 };
 
@@ -509,7 +516,8 @@ struct rm_tally_thread {
 	rm_s64 net;     /* bytes the thread took less those it released */
 	rm_s64 highest; /* of `net`, since the last line event */
 	rm_u32 depth;   /* calls of the allocator that have not returned */
-	rm_u32 pad;
+	rm_u32 blocks;  /* counts those that were given out */
+	rm_u64 latest;  /* address of the last of them */
 };
 
 #endif

@@ -152,6 +152,8 @@ static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u
 		add(&t->siteless[0], bytes);
 	}
 	remember(t, address, bytes, number);
+	thread.blocks++;
+	thread.latest = (__u64)address;
 	net(bytes);
 }
 
@@ -354,28 +356,18 @@ static void *next(void **known, const char *name)
 static void *next_malloc, *next_calloc, *next_realloc, *next_free;
 static void *next_memalign, *next_aligned_alloc, *next_valloc, *next_pvalloc, *next_posix_memalign;
 
-static inline void *real_malloc(size_t bytes)
-{
-	one_function *function = __libc_malloc ? __libc_malloc : (one_function *)next(&next_malloc, "malloc");
-	return function(bytes);
-}
+typedef void *realloc_function(void *, size_t);
+typedef void free_function(void *);
 
-static inline void *real_calloc(size_t number, size_t size)
-{
-	two_function *function = __libc_calloc ? __libc_calloc : (two_function *)next(&next_calloc, "calloc");
-	return function(number, size);
-}
+/* What a call is handed on to. Where we count that is the C library's own, without asking the loader. Where we do not, another
+ * allocator may stand between it and us: a program that is linked to one. */
+#define REAL(name, type, counted) ((type *)(counted && __libc_##name ? (void *)__libc_##name : own_or_next(&next_##name, #name, __libc_##name)))
 
-static inline void *real_realloc(void *old, size_t bytes)
+static void *own_or_next(void **known, const char *name, void *own)
 {
-	void *(*function)(void *, size_t) = __libc_realloc ? __libc_realloc : (void *(*)(void *, size_t))next(&next_realloc, "realloc");
-	return function(old, bytes);
-}
+	void *found = next(known, name);
 
-static inline void real_free(void *address)
-{
-	void (*function)(void *) = __libc_free ? __libc_free : (void (*)(void *))next(&next_free, "free");
-	function(address);
+	return found ? found : own;
 }
 
 #define WITH_DEPTH(expression)          \
@@ -391,8 +383,8 @@ PUBLIC void *malloc(size_t bytes)
 	struct rm_tally *t = counting();
 
 	if (unlikely(!t))
-		return real_malloc(bytes);
-	void *address = WITH_DEPTH(real_malloc(bytes));
+		return REAL(malloc, one_function, false)(bytes);
+	void *address = WITH_DEPTH(REAL(malloc, one_function, true)(bytes));
 	if (likely(address))
 		record(t, address, bytes);
 	return address;
@@ -403,13 +395,13 @@ PUBLIC void free(void *address)
 	struct rm_tally *t = counting();
 
 	if (unlikely(!t || !address)) {
-		real_free(address);
+		REAL(free, free_function, t)(address);
 		return;
 	}
 	struct rm_tally_site *site = record_release(t, address);
 
 	thread.depth++;
-	real_free(address);
+	REAL(free, free_function, true)(address);
 	thread.depth--;
 	if (likely(site))
 		draw(t, site);
@@ -431,8 +423,8 @@ PUBLIC void *calloc(size_t number, size_t size)
 	struct rm_tally *t = counting();
 
 	if (unlikely(!t))
-		return real_calloc(number, size);
-	void *address = WITH_DEPTH(real_calloc(number, size));
+		return REAL(calloc, two_function, false)(number, size);
+	void *address = WITH_DEPTH(REAL(calloc, two_function, true)(number, size));
 	if (likely(address))
 		record(t, address, number * size);
 	return address;
@@ -445,10 +437,10 @@ PUBLIC void *realloc(void *old, size_t bytes)
 	void *address;
 
 	if (unlikely(!t))
-		return real_realloc(old, bytes);
+		return REAL(realloc, realloc_function, false)(old, bytes);
 	if (old)
 		taken = take(t, old);
-	address = WITH_DEPTH(real_realloc(old, bytes));
+	address = WITH_DEPTH(REAL(realloc, realloc_function, true)(old, bytes));
 	if (likely(address || (old && !bytes)))
 		record_move(t, old, taken, address, bytes);
 	else if (taken.known && put(t, &blocks, (__u64)old, taken.value) == NO_ROOM) /* it failed and changed nothing */
@@ -529,6 +521,10 @@ __attribute__((constructor)) static void begin(UNUSED int count_, UNUSED char **
 {
 	leave_environment(variables);
 	/* Now, while nobody else can hold the loader's lock. */
+	next(&next_malloc, "malloc");
+	next(&next_calloc, "calloc");
+	next(&next_realloc, "realloc");
+	next(&next_free, "free");
 	next(&next_memalign, "memalign");
 	next(&next_aligned_alloc, "aligned_alloc");
 	next(&next_valloc, "valloc");

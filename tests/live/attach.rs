@@ -8,22 +8,29 @@ use nix::sys::signal::Signal;
 use crate::common::{Python, Ran, Report, Run, Script, any_python, near, root, script, supported_pythons};
 
 /// A program under way, bare: it says `ready`, and then does a step for each line it is sent.
-struct Target {
+pub struct Target {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
 }
 
 impl Target {
     fn start(python: &Python, program: &Script) -> Self {
-        let mut child =
-            Command::new(&python.path).arg(&program.path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut command = Command::new(&python.path);
+        command.arg(&program.path);
+        Self::of(command)
+    }
+
+    /// The program of `command`.
+    pub fn of(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut target = Self { child, output };
         assert_eq!(target.line(), "ready");
         target
     }
 
-    fn pid(&self) -> String {
+    /// Its process.
+    pub fn pid(&self) -> String {
         self.child.id().to_string()
     }
 
@@ -34,13 +41,13 @@ impl Target {
     }
 
     /// Has it do a step, and waits until it has.
-    fn step(&mut self, what: &str) -> String {
+    pub fn step(&mut self, what: &str) -> String {
         writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
         self.line()
     }
 
     /// Its standard input ends, and so does it.
-    fn end(mut self) {
+    pub fn end(mut self) {
         drop(self.child.stdin.take());
         assert!(self.child.wait().unwrap().success());
     }
@@ -105,7 +112,7 @@ fn attached(python: &Python, options: &[&str], steps: &[&str]) -> (Ran, Script) 
 }
 
 /// Nothing of the target tells that somebody attached, so the kernel is asked: a process's entry in our map.
-fn is_attached(pid: &str) -> bool {
+pub fn is_attached(pid: &str) -> bool {
     use libbpf_rs::query::MapInfoIter;
     let pid: u32 = pid.parse().unwrap();
     MapInfoIter::default().filter(|map| map.name == "processes").any(|map| {

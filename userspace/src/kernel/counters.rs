@@ -122,6 +122,12 @@ pub const COUNTERS: &[Counter] = &[
         true,
         "a fork had no room in its address space to count in: its blocks are not measured",
     ),
+    row(
+        abi::RM_COUNT_NOT_HELD,
+        "library_not_held",
+        true,
+        "a library was loaded by a thread that blocks SIGCHLD: if it is an allocator, its blocks are not measured from its first on",
+    ),
 ];
 
 #[cfg(test)]

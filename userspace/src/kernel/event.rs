@@ -73,6 +73,8 @@ pub enum Change {
     Executed,
     /// It has ended, with this status of `wait`.
     Exited(i32),
+    /// It has mapped further code: a library, perhaps an allocator.
+    Loaded,
 }
 
 /// What the kernel side tells at once.
@@ -224,6 +226,7 @@ fn parse_follow(process: ProcessId, record: &[u8]) -> Option<Event> {
         abi::RM_FOLLOW_VFORK => Change::Borrows,
         abi::RM_FOLLOW_EXEC => Change::Executed,
         abi::RM_FOLLOW_EXIT => Change::Exited(follow.exit_code),
+        abi::RM_FOLLOW_LOADED => Change::Loaded,
         _ => return None,
     };
     let pid = Pid::from_raw(i32::try_from(follow.pid).ok()?);

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use crate::target::descriptor;
 
 /// The most probes of one order.
-pub(super) const MOST_PROBES: usize = 64;
+pub(super) const MOST_PROBES: usize = 128;
 
 /// The most files that are remembered.
 const MOST_REMEMBERED: usize = 1024;

@@ -50,6 +50,7 @@ impl Follower {
         match change {
             Change::Forked(parent) if self.children => self.hold.forked_alone(*parent, *pid, *process),
             Change::Forked(_) | Change::Borrows => {}
+            Change::Loaded => self.hold.mapped_more(*pid),
             Change::Executed => {
                 self.hold.gone(*pid, None, *resident);
                 if self.children {

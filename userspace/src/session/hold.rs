@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::collector::Message;
 use super::image::{Birth, Death};
-use super::modules::{self, Modules};
+use super::modules::{self, Libraries, Modules};
 use super::recipe;
 use super::sources::Script;
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
@@ -35,6 +35,8 @@ struct Held {
     id: ProcessId,
     command: Vec<String>,
     links: Links,
+    /// The allocators that are probed, or counted by the tally.
+    allocators: Vec<Arc<modules::Allocator>>,
     interpreter: Interpreter,
     layout: Layout,
     /// Where it counts its blocks itself.
@@ -44,7 +46,7 @@ struct Held {
 /// A Python that was found in a process.
 pub(super) struct Look {
     interpreter: Interpreter,
-    allocators: Vec<Arc<modules::Allocator>>,
+    libraries: Libraries,
     loader_range: (u64, u64),
     library_range: (u64, u64),
     tcache_offset: u64,
@@ -134,9 +136,17 @@ impl Hold {
     }
 
     /// Attaches everything the mode asks for to one process.
-    fn attach(&self, pid: Pid, libraries: &[Arc<modules::Allocator>], tally: Option<&Segment>) -> Links {
+    fn attach(&self, pid: Pid, libraries: &Libraries, tally: Option<&Segment>) -> Links {
         let number = pid.as_raw().unsigned_abs();
-        let mut links = Links::default();
+        let mut links = self.attach_allocators(pid, &libraries.allocators, tally.is_some());
+        if let Some(loader) = libraries.loader.as_ref().filter(|_| self.mode.counts_blocks()) {
+            match self.attacher.attach_launch(number, &loader.file, &loader.points) {
+                Ok(more) => links.extend(more),
+                Err(error) => {
+                    self.note(format!("process {pid}: allocators that it loads later are not measured: {error}"))
+                }
+            }
+        }
         if let (Some(tally), Some(library)) = (tally, &self.library) {
             match self.attacher.attach_launch(number, &library.file, &library.sites) {
                 Ok(more) => links.extend(more),
@@ -147,13 +157,6 @@ impl Hold {
                 Ok(more) => links.extend(more),
                 Err(error) => self.note(format!("process {pid}: should we be killed, it goes on counting: {error}")),
             }
-        } else if self.mode.counts_blocks() {
-            for library in libraries.iter().filter(|library| library.name != tally::FILE) {
-                match self.attacher.attach_heap(number, &library.file, &library.points) {
-                    Ok(more) => links.extend(more),
-                    Err(error) => self.note(format!("process {pid}: {} is not measured: {error}", library.name)),
-                }
-            }
         }
         if let Some((file, points)) = &self.launch {
             match self.attacher.attach_launch(number, file, points) {
@@ -162,6 +165,34 @@ impl Hold {
             }
         }
         links
+    }
+
+    /// Attaches to allocators. Those of a process that is `tallied` are the others than glibc's, which the tally stands before.
+    fn attach_allocators(&self, pid: Pid, allocators: &[Arc<modules::Allocator>], tallied: bool) -> Links {
+        let mut links = Links::default();
+        if !self.mode.counts_blocks() {
+            return links;
+        }
+        let ours = |library: &&Arc<modules::Allocator>| library.name == tally::FILE || (tallied && library.is_glibc());
+        for library in allocators.iter().filter(|library| !ours(library)) {
+            match self.attacher.attach_heap(pid.as_raw().unsigned_abs(), &library.file, &library.points) {
+                Ok(more) => links.extend(more),
+                Err(error) => self.note(format!("process {pid}: {} is not measured: {error}", library.name)),
+            }
+        }
+        links
+    }
+
+    /// A process has mapped further libraries: those that are allocators are measured from now on.
+    fn attach_later(&mut self, pid: Pid) {
+        let (Ok(libraries), Some(held)) = (self.modules.libraries(pid), self.watched.get(&pid)) else { return };
+        let known = |library: &Arc<modules::Allocator>| held.allocators.iter().any(|known| Arc::ptr_eq(known, library));
+        let new: Vec<_> = libraries.allocators.into_iter().filter(|library| !known(library)).collect();
+        let links = self.attach_allocators(pid, &new, held.tally.is_some());
+        if let Some(held) = self.watched.get_mut(&pid) {
+            held.links.extend(links);
+            held.allocators.extend(new);
+        }
     }
 
     /// Begins an image: tells the collector first, so that its births come before their records.
@@ -259,7 +290,7 @@ impl Hold {
         let interpreter = mapped.interpreter().map_err(|refusal| (refusal.sentence, refusal.hint))?;
         Ok(interpreter.map(|interpreter| Look {
             interpreter,
-            allocators: mapped.allocators,
+            libraries: mapped.libraries,
             loader_range: mapped.loader_range,
             library_range: mapped.library_range,
             tcache_offset: mapped.tcache_offset,
@@ -268,7 +299,7 @@ impl Hold {
 
     /// Begins to measure an image.
     pub(super) fn watch(&mut self, pid: Pid, look: Look, said: Option<Announcement>) {
-        let Look { interpreter, allocators, .. } = look;
+        let Look { interpreter, libraries, .. } = look;
         // Before the beginning is taken: what it reads may become resident by that.
         let layout = self.live_layout(pid, &interpreter);
         let mut process = self.new_process(pid);
@@ -276,17 +307,20 @@ impl Hold {
         (process.loader_start, process.loader_end) = look.loader_range;
         (process.library_start, process.library_end) = look.library_range;
         process.tcache_offset = look.tcache_offset;
-        let tally = said.filter(|_| only_libc(&allocators)).and_then(|said| self.tally(pid, said));
+        let tally = said.filter(|_| libraries.only_glibc()).and_then(|said| self.tally(pid, said));
         if let Some(tally) = &tally {
             let segments = tally.siblings();
             (process.tally, process.tally_thread) = (segments.address(), segments.thread_offset());
         }
-        let links = self.attach(pid, &allocators, tally.as_deref());
+        let links = self.attach(pid, &libraries, tally.as_deref());
         if let Some(tally) = &tally {
             tally.begin(&process, self.mode == Mode::Objects, None);
         }
-        let held = Held { id: ProcessId(process.id), command: command_of(pid), links, interpreter, layout, tally };
-        self.begin(pid, &process, held, None);
+        let (id, command, allocators) = (ProcessId(process.id), command_of(pid), libraries.allocators);
+        self.begin(pid, &process, Held { id, command, links, allocators, interpreter, layout, tally }, None);
+        if self.followed {
+            self.attach_later(pid); // what it mapped while it was looked at
+        }
     }
 
     /// What the preloaded library of an image offers to count in.
@@ -317,10 +351,12 @@ impl Hold {
         let Some((parent_pid, held)) = of_parent.map(|(pid, held)| (*pid, held)) else { return };
         // A fork has its parent's command line; its own may be another's by now.
         let (interpreter, layout, command) = (held.interpreter.clone(), held.layout.clone(), held.command.clone());
-        let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
+        let libraries = self.modules.libraries(child).unwrap_or_default();
         let links = self.attach(child, &libraries, None);
+        let allocators = libraries.allocators;
         // It may have ended by now: what can be known without it is.
-        self.announce(child, parent_pid, Held { id, command, links, interpreter, layout, tally: None }, Some(parent));
+        let held = Held { id, command, links, allocators, interpreter, layout, tally: None };
+        self.announce(child, parent_pid, held, Some(parent));
     }
 
     /// An image that nobody holds is no more.
@@ -381,13 +417,14 @@ impl Watcher for Hold {
         if let Err(error) = self.attacher.inherit_arenas(from, process.id) {
             self.note(format!("process {child}: arena memory of its parent is not known: {error}"));
         }
-        let libraries = self.modules.of(child).map(|mapped| mapped.allocators).unwrap_or_default();
+        let libraries = self.modules.libraries(child).unwrap_or_default();
         let links = self.attach(child, &libraries, tally.as_deref());
         if let Some(tally) = &tally {
             let of_parent = self.watched.get(&parent).and_then(|parent| parent.tally.as_deref());
             tally.begin(&process, self.mode == Mode::Objects, of_parent);
         }
-        let held = Held { id: ProcessId(process.id), command, links, interpreter, layout, tally };
+        let (id, allocators) = (ProcessId(process.id), libraries.allocators);
+        let held = Held { id, command, links, allocators, interpreter, layout, tally };
         self.begin(child, &process, held, Some(parent_id));
     }
 
@@ -408,6 +445,10 @@ impl Watcher for Hold {
             Ok(None) => {}
             Err((sentence, hint)) => self.note(format!("process {pid} is not measured: {sentence}\nhint: {hint}")),
         }
+    }
+
+    fn mapped_more(&mut self, pid: Pid) {
+        self.attach_later(pid);
     }
 
     fn exited(&mut self, pid: Pid, status: std::process::ExitStatus) {
@@ -431,13 +472,6 @@ fn seed_resident(process: &mut abi::rm_process, pid: Pid) {
     process.resident = [bytes(now.file_bytes), bytes(now.anonymous_bytes), 0, bytes(now.shared_bytes)];
     process.resident_peak = bytes(now.total_bytes());
     (process.history_sequence, process.history_bytes) = (0, process.resident_peak);
-}
-
-/// Is the C library the only allocator, the preloaded library aside? What others do is not seen by that.
-fn only_libc(allocators: &[Arc<modules::Allocator>]) -> bool {
-    let mut others = allocators.iter().map(|allocator| allocator.name.as_str()).filter(|name| *name != tally::FILE);
-    others.next().is_some_and(|name| name.starts_with("libc.so") || name.starts_with("libc-2."))
-        && others.next().is_none()
 }
 
 fn library_of(shim: &Shim) -> anyhow::Result<Library> {

@@ -1,6 +1,6 @@
 //! The files a process maps: which is its Python, which are allocators, where the loader is. Each file is looked into once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use nix::unistd::Pid;
 
+use rmprof_probes::abi;
+
 use crate::kernel::ProbePoint;
-use crate::kernel::allocators::FAMILY;
+use crate::kernel::allocators;
 use crate::python::discover::{self, Interpreter, Module, Refusal, SymbolSource};
 use crate::tally;
 use crate::target::ProcessMemory;
-use crate::target::elf::{ElfFile, Machine};
+use crate::target::elf::{ElfFile, Machine, Symbol};
 use crate::target::maps::{self, Mapping};
 use crate::target::memory;
 use crate::target::sites::{self, Argument, Emulation};
@@ -21,6 +23,11 @@ use crate::target::thread_local::first_initial_exec;
 
 /// The symbol that makes a file an interpreter.
 const EVAL: &str = "_PyEval_EvalFrameDefault";
+/// Its like in Pythons that are too old.
+const OLD_EVAL: &str = "PyEval_EvalFrameEx";
+/// The loader's function that debuggers stop at: called before its list of libraries changes, and when the libraries are mapped and
+/// nothing of them has run (elf/dl-debug.c in glibc, ldso/dynlink.c in musl).
+const LOADED: &str = "_dl_debug_state";
 /// Names of the dynamic loaders of glibc and musl begin so.
 const LOADERS: &[&str] = &["ld-linux", "ld-musl", "ld-2.", "ld.so", "ld64.so"];
 /// Longest function that is decoded for a probe site.
@@ -35,12 +42,35 @@ pub struct Allocator {
     pub file: File,
     /// Its functions.
     pub points: Vec<ProbePoint>,
+    /// It has them under their usual names, and stands before the C library's where it is loaded first.
+    pub is_malloc: bool,
 }
 
-/// A file that was looked into. Its descriptor keeps the inode's number from being given to another file.
+impl Allocator {
+    /// Is it glibc?
+    pub fn is_glibc(&self) -> bool {
+        is_glibc(&self.name)
+    }
+}
+
+/// A dynamic loader, and where it tells of libraries.
+#[derive(Debug)]
+pub struct Loader {
+    /// The very file.
+    pub file: File,
+    /// The place.
+    pub points: [ProbePoint; 1],
+}
+
+/// A file that was looked into.
+#[derive(Default)]
 struct Known {
+    /// Where it may be needed again: of Pythons and C libraries.
     elf: Option<ElfFile>,
     allocator: Option<Arc<Allocator>>,
+    loader: Option<Arc<Loader>>,
+    /// Keeps the inode's number from being given to another file.
+    _file: Option<File>,
 }
 
 /// All files looked into in a session.
@@ -49,12 +79,35 @@ pub struct Modules {
     files: HashMap<((u32, u32), u64), Known>,
 }
 
+/// What of a process's files is to be probed.
+#[derive(Clone, Debug, Default)]
+pub struct Libraries {
+    /// Those with a malloc family.
+    pub allocators: Vec<Arc<Allocator>>,
+    /// Its dynamic loader.
+    pub loader: Option<Arc<Loader>>,
+}
+
+impl Libraries {
+    /// Is glibc's malloc the only one of that name, the preloaded library's aside? What others do is not seen by that.
+    pub fn only_glibc(&self) -> bool {
+        let is_other = |allocator: &&Arc<Allocator>| allocator.is_malloc && allocator.name != tally::FILE;
+        let mut others = self.allocators.iter().filter(is_other);
+        others.next().is_some_and(|allocator| allocator.is_glibc()) && others.next().is_none()
+    }
+
+    fn add(&mut self, known: &Known) {
+        self.allocators.extend(known.allocator.clone());
+        self.loader = self.loader.take().or_else(|| known.loader.clone());
+    }
+}
+
 /// What one process maps.
 pub struct Mapped<'m> {
     pid: Pid,
     modules: Vec<(PathBuf, u64, &'m ElfFile)>,
-    /// Libraries with a malloc family.
-    pub allocators: Vec<Arc<Allocator>>,
+    /// What is to be probed.
+    pub libraries: Libraries,
     /// Where the dynamic loader is executable; empty for a static program.
     pub loader_range: (u64, u64),
     /// Where the preloaded library is executable; empty where it is not.
@@ -123,25 +176,50 @@ impl Modules {
         for mapping in &code {
             self.look(pid, mapping);
         }
-        let mut mapped =
-            Mapped { pid, modules: Vec::new(), allocators: Vec::new(), loader_range, library_range, tcache_offset: 0 };
-        let mut seen = Vec::new();
+        let mut mapped = Mapped {
+            pid,
+            modules: Vec::new(),
+            libraries: Libraries::default(),
+            loader_range,
+            library_range,
+            tcache_offset: 0,
+        };
+        let mut seen = HashSet::new();
         for mapping in &code {
             let key = (mapping.device, mapping.inode);
-            let Some(known) = self.files.get(&key).filter(|_| !seen.contains(&key)) else { continue };
-            seen.push(key);
-            mapped.allocators.extend(known.allocator.clone());
+            let Some(known) = self.files.get(&key).filter(|_| seen.insert(key)) else { continue };
+            mapped.libraries.add(known);
             let same = mappings.iter().filter(|other| other.same_file(mapping));
             if let Some(elf) = &known.elf
                 && let Some(bias) = elf.load_bias(same)
             {
-                if mapping.file_name().to_string_lossy().starts_with("libc.so") {
+                if is_glibc(&mapping.file_name().to_string_lossy()) {
                     mapped.tcache_offset = tcache_offset(pid, elf, bias).unwrap_or(0);
                 }
                 mapped.modules.push((mapping.path.clone(), bias, elf));
             }
         }
         Ok(mapped)
+    }
+
+    /// What of a process's files is to be probed now.
+    ///
+    /// # Errors
+    /// When its list of mappings cannot be read.
+    pub fn libraries(&mut self, pid: Pid) -> io::Result<Libraries> {
+        let mut libraries = Libraries::default();
+        let mut seen = HashSet::new();
+        for mapping in maps::mappings(pid)? {
+            let key = (mapping.device, mapping.inode);
+            if !mapping.is_file() || !mapping.permissions.execute || !seen.insert(key) {
+                continue;
+            }
+            self.look(pid, &mapping);
+            if let Some(known) = self.files.get(&key) {
+                libraries.add(known);
+            }
+        }
+        Ok(libraries)
     }
 
     fn look(&mut self, pid: Pid, mapping: &Mapping) {
@@ -151,15 +229,40 @@ impl Modules {
         }
         let name = mapping.file_name().to_string_lossy().into_owned();
         let file = maps::open_file(pid, mapping).ok();
-        let elf = file.as_ref().and_then(|file| file.try_clone().ok()).and_then(|file| ElfFile::parse(file).ok());
-        let allocator = match (&elf, file) {
-            (Some(elf), Some(file)) if !is_loader(&name) => {
-                allocator_points(elf).map(|points| Arc::new(Allocator { name, file, points }))
-            }
-            _ => None,
-        };
-        self.files.insert(key, Known { elf, allocator });
+        let known = file.and_then(|file| Known::of(name, file)).unwrap_or_default();
+        self.files.insert(key, known);
     }
+}
+
+impl Known {
+    fn of(name: String, file: File) -> Option<Self> {
+        let elf = ElfFile::parse(file.try_clone().ok()?).ok()?;
+        let all: Vec<_> = allocators::symbols().collect();
+        let wanted: Vec<&str> =
+            all.iter().map(|(symbol, ..)| symbol.as_str()).chain([EVAL, OLD_EVAL, LOADED]).collect();
+        let found = elf.symbols(&wanted);
+        let is_python = found.contains_key(EVAL) || found.contains_key(OLD_EVAL) || name.starts_with("libpypy");
+        let mut known = Self::default();
+        if is_loader(&name) {
+            known.loader = loader_of(&elf, &found, &file);
+        } else {
+            known.allocator = allocator_of(&elf, &found, &name, &file, is_python);
+        }
+        let is_kept = is_python || is_glibc(&name);
+        known.elf = is_kept.then_some(elf);
+        known._file = Some(file);
+        Some(known)
+    }
+}
+
+fn is_glibc(name: &str) -> bool {
+    name.starts_with("libc.so") || name.starts_with("libc-2.")
+}
+
+fn loader_of(elf: &ElfFile, found: &HashMap<&str, Symbol>, file: &File) -> Option<Arc<Loader>> {
+    let offset = elf.file_offset(found.get(LOADED)?.address)?;
+    let points = [ProbePoint { offset, role: abi::RM_LAUNCH_LOADED, returns: false }];
+    Some(Arc::new(Loader { file: file.try_clone().ok()?, points }))
 }
 
 /// Where glibc keeps the thread's cache of blocks: the first thread-local variable that malloc reads (malloc/malloc.c, `tcache`). A
@@ -176,28 +279,38 @@ fn is_loader(name: &str) -> bool {
     LOADERS.iter().any(|loader| name.starts_with(loader))
 }
 
-/// Where to probe a library's malloc family; `None` where it has none.
-fn allocator_points(elf: &ElfFile) -> Option<Vec<ProbePoint>> {
-    let names: Vec<&str> = FAMILY.iter().map(|function| function.symbol).collect();
-    let found = elf.symbols(&names);
-    if !found.contains_key("malloc") || !found.contains_key("free") {
-        return None;
-    }
+/// A file's malloc families; `None` where it has none. The mimalloc in CPython (3.13 and later) is not one: what it hands out is
+/// Python's objects.
+fn allocator_of(
+    elf: &ElfFile,
+    found: &HashMap<&str, Symbol>,
+    name: &str,
+    file: &File,
+    is_python: bool,
+) -> Option<Arc<Allocator>> {
+    let mut prefixes = allocators::prefixes(|symbol| found.contains_key(symbol));
+    prefixes.retain(|prefix| prefix.is_empty() || !is_python);
+    let is_malloc = prefixes.contains(&"");
     // Long nops are left alone: Linux 6.18 turns a probed one of five bytes into a call that a fork does not survive when we are
     // killed meanwhile (see launch/line_events.c).
     let emulation = Emulation { x86_64: elf.machine() == Machine::X86_64, long_nops: false };
     let mut points: Vec<ProbePoint> = Vec::new();
-    for function in FAMILY {
-        let Some(symbol) = found.get(function.symbol) else { continue };
-        let size = if symbol.size == 0 { 64 } else { symbol.size.min(LONGEST_FUNCTION) };
-        let Some(code) = elf.bytes_at(symbol.address, size) else { continue };
+    for (symbol, function, prefix) in allocators::symbols() {
+        let Some(place) = found.get(symbol.as_str()).filter(|_| prefixes.contains(&prefix)) else { continue };
+        let size = if place.size == 0 { 64 } else { place.size.min(LONGEST_FUNCTION) };
+        let Some(code) = elf.bytes_at(place.address, size) else { continue };
         let arguments = &[Argument::First, Argument::Second, Argument::Third][..function.arguments];
         let site = sites::choose(code, arguments, emulation);
-        let Some(offset) = elf.file_offset(symbol.address + site.offset_in_function) else { continue };
+        let Some(offset) = elf.file_offset(place.address + site.offset_in_function) else { continue };
+        let role = match function.role {
+            abi::RM_ROLE_MALLOC if is_glibc(name) => abi::RM_ROLE_GLIBC_MALLOC,
+            role => role,
+        };
         // Two names of one function (memalign and aligned_alloc in glibc) are one probe.
         if points.iter().all(|point| point.offset != offset) {
-            points.push(ProbePoint { offset, role: function.role, returns: function.returns });
+            points.push(ProbePoint { offset, role, returns: function.returns });
         }
     }
-    (!points.is_empty()).then_some(points)
+    let file = file.try_clone().ok().filter(|_| !points.is_empty())?;
+    Some(Arc::new(Allocator { name: name.to_owned(), file, points, is_malloc }))
 }

@@ -60,6 +60,8 @@ pub trait Watcher {
     /// After [`AfterExec::HoldWhenLoaded`]: the libraries the loader maps are mapped, and nothing of the program has run.
     /// `said` by the library of [`AfterExec::HoldWhenAnnounced`]; absent where it was not loaded.
     fn loaded(&mut self, pid: Pid, said: Option<Announcement>);
+    /// A thread of it was told to stop, by our own probe on its loader: it has mapped libraries, of which nothing has run.
+    fn mapped_more(&mut self, _pid: Pid) {}
     /// The whole process has ended, all of its threads; its memory is gone. Called for every process once announced.
     fn exited(&mut self, pid: Pid, status: ExitStatus);
     /// The run is over and this process lives on, held for this last look, then unwatched. Not promised: one that cannot be
@@ -189,6 +191,12 @@ impl<'w> Supervisor<'w> {
             return;
         }
         match stop {
+            Stop::Signal(libc::SIGCHLD) if tracee::is_from_probe(tid) => {
+                if let Some(tracee) = self.tracees.get(&tid) {
+                    self.watcher.mapped_more(tracee.process);
+                }
+                self.resume(tid, 0);
+            }
             Stop::Signal(signal) => {
                 self.note_signal(tid, signal);
                 self.resume(tid, signal);
@@ -351,7 +359,12 @@ impl<'w> Supervisor<'w> {
         {
             self.watcher.left(tid);
         }
-        tracee::detach(tid, if let Stop::Signal(signal) = stop { signal } else { 0 });
+        let signal = match stop {
+            Stop::Signal(libc::SIGCHLD) if tracee::is_from_probe(tid) => 0,
+            Stop::Signal(signal) => signal,
+            _ => 0,
+        };
+        tracee::detach(tid, signal);
     }
 }
 

@@ -155,11 +155,24 @@ pub(super) fn move_stack(_tid: Pid, _to: u64) -> bool {
     false
 }
 
-/// Who sent the signal about to be delivered; `None` where the kernel did, or it cannot be told.
-pub(super) fn signal_sender(tid: Pid) -> Option<Pid> {
+fn signal_information(tid: Pid) -> Option<libc::siginfo_t> {
     // SAFETY: all zero is a valid `siginfo_t`.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     request(libc::PTRACE_GETSIGINFO as _, tid, 0, &raw mut info as usize).ok()?;
+    Some(info)
+}
+
+/// Is the SIGCHLD about to be delivered one that our probe sent? Those of children's ends say what became of them (CLD_EXITED and the
+/// like), those of kill(2) are of user space: none has this code (kernel/signal.c, do_notify_parent; kernel/trace/bpf_trace.c,
+/// bpf_send_signal_common).
+pub(super) fn is_from_probe(tid: Pid) -> bool {
+    const SI_KERNEL: i32 = 0x80;
+    signal_information(tid).is_some_and(|info| info.si_code == SI_KERNEL)
+}
+
+/// Who sent the signal about to be delivered; `None` where the kernel did, or it cannot be told.
+pub(super) fn signal_sender(tid: Pid) -> Option<Pid> {
+    let info = signal_information(tid)?;
     // SAFETY: the fields of `kill` are there for every code at or below 0.
     (info.si_code <= 0).then(|| Pid::from_raw(unsafe { info.si_pid() }))
 }
