@@ -27,13 +27,37 @@ static inline __u64 turned(__u64 word, int bits)
 }
 
 /*
+ * A function that calls itself along two lines has as many stacks as there are ways to get there, and all that is reported of them is
+ * which lines are on them. So of a stack's outer frames those that are there already tell nothing: only the first few, from the
+ * innermost on, count each time.
+ */
+enum { NEAR_FRAMES = 8, SEEN_FRAMES = 64 };
+
+struct seen {
+	__u64 frames[SEEN_FRAMES];
+};
+
+/* Was this frame on the stack before? One that was forgotten for another is new, and the stack a site of its own. */
+static inline bool is_seen(struct seen *seen, __u64 frame)
+{
+	__u64 *known = &seen->frames[frame % SEEN_FRAMES];
+
+	if (*known == frame)
+		return true;
+	*known = frame;
+	return false;
+}
+
+/*
  * Walks the frames of `state`. Returns a stack status, and in *hash what tells this stack from others: all that the kernel side
  * hashes of each frame (walk_step and fingerprint_of in python.bpf.h).
  */
 static __attribute__((always_inline)) inline __u32 walk(const struct rm_tally *t, __u64 state, __u64 *hash, bool care)
 {
 	const struct rm_layout *layout = &t->process.layout;
-	__u64 frame = 0, at, code, position, owner, sum = 0, first, filename, name, table, version, type;
+	__u64 frame = 0, at, code, position, owner, sum = 0, one, first, filename, name, table, version, type;
+	struct seen seen;
+	__u32 near = 0;
 
 	if (!peek(&frame, state + layout->thread_head, care) ||
 	    (layout->thread_head_hop != RM_ABSENT && frame && !peek(&frame, frame + layout->thread_head_hop, care)))
@@ -71,10 +95,16 @@ static __attribute__((always_inline)) inline __u32 walk(const struct rm_tally *t
 			return RM_STACK_UNREADABLE;
 		first = (__u32)(first >> (layout->code_first_line & 7) * 8);
 		version = (__u32)(version >> (layout->code_version & 7) * 8);
-		sum = (sum ^ code ^ turned(position, 24)) * 0x9e3779b97f4a7c15ull;
+		one = (code ^ turned(position, 24)) * 0x9e3779b97f4a7c15ull;
+		one ^= one >> 31;
+		one = (one ^ turned(filename, 40) ^ turned(name, 20) ^ table ^ version << 32 ^ first << 12) * 0xc2b2ae3d27d4eb4full;
+		one ^= one >> 29;
+		for (int i = 0; near == NEAR_FRAMES && i < SEEN_FRAMES; i++)
+			seen.frames[i] = 0;
+		if (near++ >= NEAR_FRAMES && is_seen(&seen, one))
+			continue;
+		sum = (sum ^ one) * 0x9e3779b97f4a7c15ull;
 		sum ^= sum >> 31;
-		sum = (sum ^ turned(filename, 40) ^ turned(name, 20) ^ table ^ version << 32 ^ first << 12) * 0xc2b2ae3d27d4eb4full;
-		sum ^= sum >> 29;
 	}
 	*hash = sum;
 	return RM_STACK_COMPLETE;

@@ -301,3 +301,24 @@ fn root_small_blocks_close_together_all_find_room() {
     let line = report.only().line("take", program.line("# small"));
     assert!(line.number("live_bytes") >= 2_400_000, "{line:?}");
 }
+
+/// A function that calls itself along two lines, eighteen deep: more ways to the innermost frame than there are sites.
+#[test]
+fn root_ways_that_come_to_the_same_lines_are_one_stack() {
+    if !root() {
+        return;
+    }
+    const DEPTH: u32 = 18;
+    const ENDS: i64 = 1 << DEPTH;
+    let program = format!(
+        "def way(depth):\n    if depth:\n        way(depth - 1)\n        way(depth - 1)\n    \
+         else:\n        bytes(1_000)  # end\n\nway({DEPTH})\n"
+    );
+    let program = script("ways.py", &program);
+    let report = Run::json().words([&any_python().path, &program.path]).run().expect(0).quiet().report();
+    report.check_complete();
+    let process = report.only();
+    let end = process.line("way", program.line("# end"));
+    assert_eq!((end.number("allocations"), end.number("frees")), (ENDS, ENDS), "{end:?}");
+    assert_eq!(end.number("allocated_bytes"), ENDS * (1_000 + BYTES_HEAD), "{end:?}");
+}
