@@ -1,6 +1,6 @@
 //! Compiles the probes with clang and generates the Rust side of their ABI.
 //!
-//! The object is hermetic (`-nostdinc`: libbpf's own headers and the two stubs under `bpf/include`) and reproducible
+//! The objects are hermetic (`-nostdinc`: libbpf's own headers and the two stubs under `bpf/include`) and reproducible
 //! (path maps), so the same clang makes the same bytes from any directory.
 
 use std::env;
@@ -8,8 +8,14 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The objects: name of the Rust constant's file and of the C file it is compiled from.
-const OBJECTS: &[&str] = &["rmprof"];
+/// The objects: the feature that asks for it, its name, and what is defined for it.
+const OBJECTS: &[(&str, &str, &[&str])] = &[("LIBBPF", "rmprof", &[]), ("SINGLE", "single", &["-DRM_SINGLE"])];
+
+/// The source of them all.
+const SOURCE: &str = "bpf/rmprof.bpf.c";
+
+/// The header by which libbpf's are known.
+const HEADER: &str = "bpf/bpf_helpers.h";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -17,10 +23,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-changed=preload");
     println!("cargo::rerun-if-env-changed=CLANG");
-    // libbpf-sys (links = "bpf") tells where it put the headers of the libbpf it is.
-    let headers = PathBuf::from(env::var("DEP_BPF_INCLUDE")?);
-    for name in OBJECTS {
-        compile(&root, &headers, name, &out)?;
+    println!("cargo::rerun-if-env-changed=LIBBPF_INCLUDE");
+    let headers = headers()?;
+    for (_, name, defined) in OBJECTS.iter().filter(|(feature, _, _)| asked_for(feature)) {
+        compile(&root, &headers, name, defined, &out)?;
     }
     compile_library(&root, &out)?;
     bindgen::Builder::default()
@@ -37,7 +43,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn compile(root: &Path, headers: &Path, name: &str, out: &Path) -> Result<(), Box<dyn Error>> {
+fn asked_for(feature: &str) -> bool {
+    env::var_os(format!("CARGO_FEATURE_{feature}")).is_some()
+}
+
+/// Where libbpf's headers for programs are (they are text: no libbpf is needed to have them).
+fn headers() -> Result<PathBuf, Box<dyn Error>> {
+    // libbpf-sys (links = "bpf") tells where it put the headers of the libbpf it is. Without it, those of the distribution.
+    let places = ["DEP_BPF_INCLUDE", "LIBBPF_INCLUDE"];
+    let named = places.iter().find_map(env::var_os).map_or_else(|| PathBuf::from("/usr/include"), PathBuf::from);
+    if !named.join(HEADER).exists() {
+        return Err(format!(
+            "{} is not there\nhint: install libbpf's headers (Debian, Ubuntu, Alpine: libbpf-dev), or set LIBBPF_INCLUDE",
+            named.join(HEADER).display()
+        )
+        .into());
+    }
+    Ok(named)
+}
+
+fn compile(root: &Path, headers: &Path, name: &str, defined: &[&str], out: &Path) -> Result<(), Box<dyn Error>> {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     let arch = match env::var("CARGO_CFG_TARGET_ARCH")?.as_str() {
         "x86_64" => "x86",
@@ -49,18 +74,19 @@ fn compile(root: &Path, headers: &Path, name: &str, out: &Path) -> Result<(), Bo
         .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-std=gnu11", "-nostdinc"])
         .args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"])
         .arg(format!("-D__TARGET_ARCH_{arch}"))
+        .args(defined)
         .arg("-I").arg(root.join("bpf/include"))
         .arg("-I").arg(headers)
         .arg("-I").arg(root.join("bpf"))
         .arg(format!("-ffile-prefix-map={}=.", root.display()))
         .arg(format!("-ffile-prefix-map={}=.", out.display()))
         .arg("-fdebug-compilation-dir=.")
-        .arg("-c").arg(root.join("bpf").join(format!("{name}.bpf.c")))
+        .arg("-c").arg(root.join(SOURCE))
         .arg("-o").arg(&object)
         .status()
         .map_err(|e| format!("cannot run {clang}: {e}\nhint: install clang 14 or newer (Debian, Ubuntu: apt-get install clang), or set CLANG"))?;
     if !status.success() {
-        return Err(format!("{clang} did not compile bpf/{name}.bpf.c").into());
+        return Err(format!("{clang} did not compile {SOURCE}").into());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 #ifndef COMPAT_BPF_H
 #define COMPAT_BPF_H
 
+#ifndef RM_SINGLE
 /*
  * Session probes came with 6.13 (kernel/trace/bpf_trace.c, bpf_session_is_return); 7.x gave the kfunc an argument.
  * One object carries both; the absent one is a weak symbol of address 0 and its branch is dead to the verifier.
@@ -16,6 +17,7 @@ static __always_inline bool session_is_return(void *ctx)
 		return bpf_session_is_return___ctx(ctx);
 	return bpf_session_is_return();
 }
+#endif
 
 /*
  * One of a memory's resident counters, in bytes. Since 6.2 (f1a7941243c1, "mm: convert mm's rss stats into percpu_counter") it is a

@@ -21,8 +21,12 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* The malloc family: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). */
+/*
+ * The malloc family: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). Compiled with RM_SINGLE the object has
+ * the last alone, for a loader that refuses an object with sections or functions of the kernel that it does not know.
+ */
 
+#ifndef RM_SINGLE
 SEC("uprobe.session")
 int heap_session(struct pt_regs *ctx)
 {
@@ -43,6 +47,7 @@ int heap_return_multi(struct pt_regs *ctx)
 {
 	return heap_return(ctx);
 }
+#endif
 
 SEC("uprobe")
 int heap_enter_single(struct pt_regs *ctx)
@@ -95,11 +100,13 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 	return 0;
 }
 
+#ifndef RM_SINGLE
 SEC("uprobe.multi")
 int launch_multi(struct pt_regs *ctx)
 {
 	return launch_site(ctx);
 }
+#endif
 
 SEC("uprobe")
 int launch_single(struct pt_regs *ctx)

@@ -7,7 +7,12 @@ pub mod abi {
 }
 
 /// The compiled object with all programs and maps (see `bpf/rmprof.bpf.c`).
+#[cfg(feature = "libbpf")]
 pub const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rmprof.bpf.o"));
+
+/// The same without session and multi-probes, for loaders that do not know them.
+#[cfg(feature = "single")]
+pub const SINGLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/single.bpf.o"));
 
 /// The compiled library that a started program gets (see `preload/tally.c`).
 pub const TALLY_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tally.so"));

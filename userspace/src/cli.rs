@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::kernel::Loader;
 use crate::report::checks::mebibytes;
 
 const AFTER_HELP: &str = "\
@@ -147,6 +148,9 @@ pub struct RunArguments {
     /// How user probes are attached, instead of the best way this kernel has: to try another where one does not work
     #[arg(long, value_enum, hide = true)]
     pub probes: Option<ProbesArgument>,
+    /// The library that loads the probes, where this program was built with more than one
+    #[arg(long, hide = true, value_parser = loader)]
+    pub loader: Option<Loader>,
     /// The program and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM [ARGS]")]
     pub program: Vec<OsString>,
@@ -179,9 +183,18 @@ pub struct AttachArguments {
     /// Leave the processes that they make alone
     #[arg(long)]
     pub no_children: bool,
+    /// The library that loads the probes, where this program was built with more than one
+    #[arg(long, hide = true, value_parser = loader)]
+    pub loader: Option<Loader>,
     /// Processes, by number
     #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pids: Vec<i32>,
+}
+
+fn loader(name: &str) -> Result<Loader, String> {
+    let known = || Loader::ALL.iter().map(|loader| loader.name()).collect::<Vec<_>>().join(", ");
+    let found = Loader::ALL.iter().copied().find(|loader| loader.name() == name);
+    found.ok_or_else(|| format!("this program was built with {}", known()))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

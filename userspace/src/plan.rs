@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::cli::{
     AttachArguments, AttachModeArgument, CheckArguments, ModeArgument, ProbesArgument, ReportArguments, RunArguments,
 };
-use crate::kernel::{Mode, Rung};
+use crate::kernel::{How, Mode, Rung};
 use crate::report::checks::{Checks, LineCheck};
 use crate::report::columns::Column;
 use crate::report::{Format, OptionError, Options, Selection};
@@ -55,8 +55,8 @@ impl ReportPlan {
 pub struct RunPlan {
     /// What is counted and reported.
     pub report: ReportPlan,
-    /// How user probes are attached; `None`: as the kernel does it best.
-    pub rung: Option<Rung>,
+    /// By which library the probes are loaded, and how they are attached.
+    pub how: How,
     /// Let the program count the allocator's calls itself, where it can. Not where a way of probing was asked for.
     pub preload: bool,
     /// Keep root for the program under sudo.
@@ -82,11 +82,14 @@ impl RunPlan {
         Ok(Self {
             report: ReportPlan::new(mode, typed.report, typed.checks)?,
             preload: !typed.no_preload && typed.probes.is_none(),
-            rung: typed.probes.map(|probes| match probes {
-                ProbesArgument::Session => Rung::Session,
-                ProbesArgument::Multi => Rung::Multi,
-                ProbesArgument::Single => Rung::Single,
-            }),
+            how: How {
+                loader: typed.loader.unwrap_or_default(),
+                rung: typed.probes.map(|probes| match probes {
+                    ProbesArgument::Session => Rung::Session,
+                    ProbesArgument::Multi => Rung::Multi,
+                    ProbesArgument::Single => Rung::Single,
+                }),
+            },
             as_root: typed.as_root,
             program: words.next().unwrap_or_default(),
             arguments: words.collect(),
@@ -105,6 +108,8 @@ pub struct AttachPlan {
     pub duration: Option<Duration>,
     /// The processes they make too.
     pub children: bool,
+    /// By which library the probes are loaded.
+    pub how: How,
 }
 
 impl AttachPlan {
@@ -125,6 +130,7 @@ impl AttachPlan {
             pids,
             duration: typed.duration,
             children: !typed.no_children,
+            how: How { loader: typed.loader.unwrap_or_default(), rung: None },
         })
     }
 }

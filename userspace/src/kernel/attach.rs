@@ -5,13 +5,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramHandle};
 use rmprof_probes::abi;
 
+use super::bpf;
 use super::keeper::{Keeper, MOST_PROBES, Order, Task};
+use super::map::Map;
 
 /// How user probes are attached on this kernel, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +80,8 @@ impl Drop for Link {
 /// Programs of the rung that was loaded.
 #[derive(Debug)]
 pub(super) enum HeapPrograms {
-    Session(ProgramHandle),
-    Pair { enter: ProgramHandle, exit: ProgramHandle, multi: bool },
+    Session(OwnedFd),
+    Pair { enter: OwnedFd, exit: OwnedFd, multi: bool },
 }
 
 /// Attaches probes to processes and keeps the table of watched ones. Used by the supervisor while a process is held.
@@ -88,10 +89,10 @@ pub(super) enum HeapPrograms {
 pub struct Attacher {
     pub(super) keeper: Arc<Keeper>,
     pub(super) heap: Option<HeapPrograms>,
-    pub(super) launch: Option<(ProgramHandle, bool)>,
-    pub(super) processes: MapHandle,
-    pub(super) memories: MapHandle,
-    pub(super) arenas: MapHandle,
+    pub(super) launch: Option<(OwnedFd, bool)>,
+    pub(super) processes: Map,
+    pub(super) memories: Map,
+    pub(super) arenas: Arc<Map>,
 }
 
 impl Attacher {
@@ -103,7 +104,7 @@ impl Attacher {
         match &self.heap {
             None => Ok(Links::default()),
             Some(HeapPrograms::Session(program)) => {
-                multi_link(&self.keeper, program, libbpf_sys::BPF_TRACE_UPROBE_SESSION, 0, pid, library, points)
+                multi_link(&self.keeper, program, bpf::TRACE_UPROBE_SESSION, 0, pid, library, points)
                     .map(|link| Links(vec![link]))
             }
             Some(HeapPrograms::Pair { enter, exit, multi }) => {
@@ -141,12 +142,12 @@ impl Attacher {
     /// # Errors
     /// When the table is full.
     pub fn watch(&self, pid: u32, process: &abi::rm_process) -> io::Result<()> {
-        self.processes.update(&pid.to_ne_bytes(), bytes_of(process), MapFlags::ANY).map_err(io::Error::other)
+        self.processes.update(&pid.to_ne_bytes(), bytes_of(process))
     }
 
     /// What is known of a watched process now.
     pub fn watched(&self, pid: u32) -> Option<abi::rm_process> {
-        let value = self.processes.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let value = self.processes.lookup(&pid.to_ne_bytes()).ok()??;
         from_bytes(&value)
     }
 
@@ -165,10 +166,10 @@ impl Attacher {
     /// When the map cannot be read or is full.
     pub fn inherit_arenas(&self, parent: u32, child: u32) -> io::Result<()> {
         const PROCESS_AT: usize = 8; // struct arena_key: granule, process
-        for (mut key, value) in super::batch::entries(&self.arenas)? {
+        for (mut key, value) in self.arenas.entries()? {
             if key.get(PROCESS_AT..PROCESS_AT + 4) == Some(&parent.to_ne_bytes()) {
                 key[PROCESS_AT..PROCESS_AT + 4].copy_from_slice(&child.to_ne_bytes());
-                self.arenas.update(&key, &value, MapFlags::ANY).map_err(io::Error::other)?;
+                self.arenas.update(&key, &value)?;
             }
         }
         Ok(())
@@ -197,7 +198,7 @@ pub(super) fn from_bytes<T: Copy>(bytes: &[u8]) -> Option<T> {
 
 fn attach_points(
     keeper: &Arc<Keeper>,
-    program: &ProgramHandle,
+    program: &OwnedFd,
     multi: bool,
     returns: bool,
     pid: u32,
@@ -208,8 +209,8 @@ fn attach_points(
         return Ok(Links::default());
     }
     if multi {
-        let flags = if returns { libbpf_sys::BPF_F_UPROBE_MULTI_RETURN } else { 0 };
-        return multi_link(keeper, program, libbpf_sys::BPF_TRACE_UPROBE_MULTI, flags, pid, file, points)
+        let flags = if returns { bpf::UPROBE_MULTI_RETURN } else { 0 };
+        return multi_link(keeper, program, bpf::TRACE_UPROBE_MULTI, flags, pid, file, points)
             .map(|link| Links(vec![link]));
     }
     points
@@ -221,7 +222,7 @@ fn attach_points(
 
 fn multi_link(
     keeper: &Arc<Keeper>,
-    program: &ProgramHandle,
+    program: &OwnedFd,
     kind: u32,
     flags: u32,
     pid: u32,
@@ -234,7 +235,7 @@ fn multi_link(
 
 fn single_link(
     keeper: &Arc<Keeper>,
-    program: &ProgramHandle,
+    program: &OwnedFd,
     returns: bool,
     pid: u32,
     file: &File,
@@ -250,11 +251,11 @@ fn single_link(
 }
 
 /// An order with all that both kinds of link need.
-fn order(task: Task, program: &ProgramHandle, file: &File, points: &[ProbePoint]) -> io::Result<Order> {
+fn order(task: Task, program: &OwnedFd, file: &File, points: &[ProbePoint]) -> io::Result<Order> {
     if points.len() > MOST_PROBES {
         return Err(io::Error::other(format!("{} probes in one file", points.len())));
     }
-    let (program, file) = (program.as_fd().as_raw_fd(), file.as_raw_fd());
+    let (program, file) = (program.as_raw_fd(), file.as_raw_fd());
     let mut order = Order { program, file, probes: points.len() as u32, ..Order::new(task) };
     for (at, point) in points.iter().enumerate() {
         order.offsets[at] = point.offset;
@@ -263,38 +264,9 @@ fn order(task: Task, program: &ProgramHandle, file: &File, points: &[ProbePoint]
     Ok(order)
 }
 
-/// Attaches a BTF-typed tracepoint program.
-pub(super) fn raw_tracepoint_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: without a name the kernel takes the one the program was loaded for.
-    link(unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) })
-}
-
-fn link(result: i32) -> io::Result<OwnedFd> {
-    if result < 0 {
-        return Err(io::Error::from_raw_os_error(-result));
-    }
-    // SAFETY: a new descriptor that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(result) })
-}
-
 /// Asks the kernel what its multi-probe can do: a link on a process that cannot exist, on a file that cannot be probed. Kernels
 /// whose process filter is right refuse the process (EINVAL), earlier ones the file (EBADF); see libbpf's features.c.
-pub(super) fn multi_filter_is_right(program: &ProgramHandle) -> bool {
-    let (path, offset) = (c"/", 0 as libc::c_ulong);
-    let mut options = libbpf_sys::bpf_link_create_opts {
-        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64,
-        ..Default::default()
-    };
-    options.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
-        cnt: 1,
-        path: path.as_ptr(),
-        offsets: &offset,
-        pid: u32::MAX,
-        ..Default::default()
-    };
-    // SAFETY: one offset, NUL-terminated path.
-    let code = unsafe {
-        libbpf_sys::bpf_link_create(program.as_fd().as_raw_fd(), 0, libbpf_sys::BPF_TRACE_UPROBE_MULTI, &options)
-    };
-    code == -libc::EINVAL
+pub(super) fn multi_filter_is_right(program: BorrowedFd<'_>) -> bool {
+    let link = bpf::link_multi(program.as_raw_fd(), (bpf::TRACE_UPROBE_MULTI, 0), u32::MAX, c"/", &[0], None);
+    link == -libc::EINVAL
 }

@@ -1,20 +1,18 @@
 //! Getting out what the kernel side gathered: records as they come, sums when asked.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use rmprof_probes::abi;
 
 use super::attach::from_bytes;
-use super::batch;
+use super::backend::Records;
 use super::counters::COUNTERS;
 use super::event::{self, Event};
-use super::load::LoadError;
+use super::map::Map;
 use crate::ledger::{LineCounts, ProcessId, SiteCounts, StackId, StackStatus};
 
 /// The sums of the session, read at one moment.
@@ -36,17 +34,15 @@ pub struct Totals {
 
 /// The maps that are drained.
 pub(super) struct Maps {
-    pub events: MapHandle,
-    pub residents: MapHandle,
-    pub sites: MapHandle,
-    pub lines: MapHandle,
-    pub marks: MapHandle,
-    pub counters: MapHandle,
-    pub siteless: MapHandle,
-    pub tally_stacks: MapHandle,
-    pub blocks: MapHandle,
-    pub arenas: MapHandle,
-    pub codes: MapHandle,
+    pub sites: Map,
+    pub lines: Map,
+    pub marks: Map,
+    pub counters: Map,
+    pub siteless: Map,
+    pub tally_stacks: Map,
+    pub blocks: Map,
+    pub arenas: Arc<Map>,
+    pub codes: Map,
 }
 
 /// Where the keys of each kind have the process, bytes (maps.bpf.h, rmprof.h).
@@ -60,28 +56,13 @@ fn process_in(key: &[u8], at: usize) -> Option<ProcessId> {
 
 /// The records and sums. Belongs to one thread.
 pub struct Drain {
-    ring: RingBuffer<'static>,
-    records: Rc<RefCell<VecDeque<Event>>>,
+    records: Box<dyn Records>,
     maps: Maps,
 }
 
 impl Drain {
-    pub(super) fn new(maps: Maps) -> Result<Self, LoadError> {
-        let records = Rc::new(RefCell::new(VecDeque::new()));
-        let mut builder = RingBufferBuilder::new();
-        for map in [&maps.events, &maps.residents] {
-            let sink = Rc::clone(&records);
-            builder
-                .add(map, move |record: &[u8]| {
-                    if let (Some(event), Ok(mut sink)) = (event::parse(record), sink.try_borrow_mut()) {
-                        sink.push_back(event);
-                    }
-                    0
-                })
-                .map_err(|_| LoadError::Missing("its ring buffers"))?;
-        }
-        let ring = builder.build().map_err(|_| LoadError::Missing("its ring buffers"))?;
-        Ok(Self { ring, records, maps })
+    pub(super) fn new(records: Box<dyn Records>, maps: Maps) -> Self {
+        Self { records, maps }
     }
 
     /// The descriptor that becomes readable when the buffer fills up. Below that, drain on a clock.
@@ -89,8 +70,7 @@ impl Drain {
     /// # Errors
     /// When there is no descriptor left for a copy of it.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        // SAFETY: the descriptor is the ring buffer's, which outlives the borrow: it is only copied here.
-        unsafe { BorrowedFd::borrow_raw(self.ring.epoll_fd()) }.try_clone_to_owned()
+        self.records.descriptor()
     }
 
     /// Everything recorded so far, in order.
@@ -98,8 +78,7 @@ impl Drain {
     /// # Errors
     /// What the kernel says.
     pub fn take(&self) -> io::Result<Vec<Event>> {
-        self.ring.consume().map_err(io::Error::other)?;
-        Ok(self.records.borrow_mut().drain(..).collect())
+        self.records.take()
     }
 
     /// How many announcements of stacks and code objects found the buffer full.
@@ -108,7 +87,7 @@ impl Drain {
     /// When the map cannot be read.
     pub fn unheard(&self) -> io::Result<u64> {
         let lost = [abi::RM_COUNT_RING_FULL_STACK, abi::RM_COUNT_RING_FULL_CODE];
-        lost.iter().map(|index| sum(&self.maps.counters, *index)).sum()
+        lost.iter().map(|index| self.maps.counters.sum(*index)).sum()
     }
 
     /// The sums as they stand.
@@ -119,7 +98,7 @@ impl Drain {
         let mut totals = Totals { counters: sums(&self.maps.counters, COUNTERS.len())?, ..Totals::default() };
         let siteless = sums(&self.maps.siteless, 2)?;
         totals.siteless = (siteless[0], siteless[1]);
-        let all = |map: &MapHandle, _| batch::entries(map);
+        let all = |map: &Map, _| map.entries();
         self.add_sums(&mut totals, all)?;
         Ok(totals)
     }
@@ -129,10 +108,10 @@ impl Drain {
     /// # Errors
     /// When a map cannot be read.
     pub fn sweep(&self, ended: &HashSet<ProcessId>) -> io::Result<Totals> {
-        let of_ended = |map: &MapHandle, at| -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-            let mut found = batch::entries(map)?;
+        let of_ended = |map: &Map, at| -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+            let mut found = map.entries()?;
             found.retain(|(key, _)| process_in(key, at).is_some_and(|process| ended.contains(&process)));
-            batch::delete(map, found.iter().map(|(key, _)| key.as_slice()))?;
+            found.iter().try_for_each(|(key, _)| map.delete(key))?;
             Ok(found)
         };
         let mut totals = Totals::default();
@@ -147,7 +126,7 @@ impl Drain {
     fn add_sums(
         &self,
         totals: &mut Totals,
-        entries: impl Fn(&MapHandle, usize) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>>,
+        entries: impl Fn(&Map, usize) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>>,
     ) -> io::Result<()> {
         for (key, value) in entries(&self.maps.sites, PROCESS_AT)? {
             if let (Some(key), Some(site)) = (from_bytes::<abi::rm_site_key>(&key), from_bytes::<abi::rm_site>(&value))
@@ -196,12 +175,6 @@ impl Drain {
 }
 
 /// The first `length` elements of an array that every CPU has its own of, summed.
-fn sums(map: &MapHandle, length: usize) -> io::Result<Vec<u64>> {
-    (0..length).map(|index| sum(map, u32::try_from(index).map_err(io::Error::other)?)).collect()
-}
-
-/// One of them.
-fn sum(map: &MapHandle, index: u32) -> io::Result<u64> {
-    let values = map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY).map_err(io::Error::other)?.unwrap_or_default();
-    Ok(values.iter().filter_map(|value| from_bytes::<u64>(value)).sum())
+fn sums(map: &Map, length: usize) -> io::Result<Vec<u64>> {
+    (0..length).map(|index| map.sum(u32::try_from(index).map_err(io::Error::other)?)).collect()
 }

@@ -1,10 +1,10 @@
 //! Questions to the kernel, each answered by asking it, not by its version.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use libbpf_rs::btf::Btf;
-
-use super::load::{Kernel, Mode, Wanted};
+use super::backend::{Loader, MapKind};
+use super::load::{How, Kernel, Mode, Wanted};
 
 /// A feature, whether it is there, and what to do when it is not.
 #[derive(Clone, Debug)]
@@ -19,18 +19,17 @@ pub struct Answer {
 
 /// Asks everything. Loading the probes, the last questions, needs the capabilities.
 pub fn ask() -> Vec<Answer> {
-    let btf = Btf::from_vmlinux();
+    let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok();
+    let known = btf.as_deref().and_then(names);
     let traced = |name: &str| -> Result<String, String> {
-        match &btf {
-            Ok(btf) if btf.type_by_name::<libbpf_rs::btf::BtfType<'_>>(&format!("btf_trace_{name}")).is_some() => {
-                Ok("yes".into())
-            }
-            Ok(_) => Err("not in this kernel".into()),
-            Err(_) => Err("unknown without BTF".into()),
+        match &known {
+            Some(known) if known.contains(format!("btf_trace_{name}").as_bytes()) => Ok("yes".into()),
+            Some(_) => Err("not in this kernel".into()),
+            None => Err("unknown without BTF".into()),
         }
     };
-    let function = |name: &str| match &btf {
-        Ok(btf) if btf.type_by_name::<libbpf_rs::btf::BtfType<'_>>(name).is_some() => Ok("yes".into()),
+    let function = |name: &str| match &known {
+        Some(known) if known.contains(name.as_bytes()) => Ok("yes".into()),
         _ => Err("not in this kernel".into()),
     };
     vec![
@@ -41,12 +40,12 @@ pub fn ask() -> Vec<Answer> {
         },
         Answer {
             name: "ring buffer",
-            found: map_type(libbpf_sys::BPF_MAP_TYPE_RINGBUF),
+            found: can_make(MapKind::RingBuffer),
             cost: "nothing works: Linux 5.8 or later has it",
         },
         Answer {
             name: "thread storage",
-            found: map_type(libbpf_sys::BPF_MAP_TYPE_TASK_STORAGE),
+            found: can_make(MapKind::ThreadStorage),
             cost: "nothing works: Linux 5.11 or later has it",
         },
         Answer {
@@ -93,19 +92,52 @@ fn exists(path: &str) -> Result<String, String> {
     if Path::new(path).exists() { Ok("yes".into()) } else { Err(format!("{path} is not there")) }
 }
 
-fn map_type(kind: u32) -> Result<String, String> {
-    // SAFETY: a plain number in, a plain number out; libbpf tries to make such a map.
-    match unsafe { libbpf_sys::libbpf_probe_bpf_map_type(kind, std::ptr::null()) } {
-        1 => Ok("yes".into()),
-        0 => Err("not in this kernel, or not allowed".into()),
-        code => Err(std::io::Error::from_raw_os_error(-code).to_string()),
+fn can_make(kind: MapKind) -> Result<String, String> {
+    match Loader::default().can_make(kind) {
+        Ok(true) => Ok("yes".into()),
+        Ok(false) => Err("not in this kernel, or not allowed".into()),
+        Err(error) => Err(error),
     }
 }
 
+/// All names in the kernel's BTF, which has a table of them (include/uapi/linux/btf.h, `struct btf_header`).
+fn names(btf: &[u8]) -> Option<HashSet<&[u8]>> {
+    let number = |at: usize| -> Option<usize> {
+        let bytes = btf.get(at..)?.first_chunk::<4>()?;
+        usize::try_from(u32::from_ne_bytes(*bytes)).ok()
+    };
+    let (header, table, length) = (number(4)?, number(16)?, number(20)?);
+    let start = header.checked_add(table)?;
+    let table = btf.get(start..start.checked_add(length)?)?;
+    Some(table.split(|byte| *byte == 0).collect())
+}
+
 fn loads(name: &'static str, mode: Mode) -> Answer {
-    let found = match Kernel::load(Wanted { mode, follow: false }, None) {
-        Ok((kernel, _, _)) => Ok(format!("loaded and attached ({:?} probes)", kernel.rung).to_lowercase()),
+    let found = match Kernel::load(Wanted { mode, follow: false }, How::default()) {
+        Ok((kernel, _, _)) => {
+            let by = Loader::default().name();
+            Ok(format!("loaded by {by} and attached ({:?} probes)", kernel.rung).to_lowercase())
+        }
         Err(error) => Err(error.to_string()),
     };
     Answer { name, found, cost: "that mode does not work: the kernel's own words are above" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_and_nothing_is_read_beyond_the_table() {
+        let mut btf = vec![0x9f, 0xeb, 1, 0];
+        for number in [24u32, 0, 0, 0, 9] {
+            btf.extend(number.to_ne_bytes());
+        }
+        btf.extend(b"\0one\0two\0");
+        let found = names(&btf).map(|names| (names.contains(b"one".as_slice()), names.contains(b"tw".as_slice())));
+        assert_eq!(found, Some((true, false)));
+        for length in 0..btf.len() {
+            assert!(names(&btf[..length]).is_none(), "{length}");
+        }
+    }
 }

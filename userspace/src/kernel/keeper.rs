@@ -5,6 +5,7 @@
 //! leaking uprobe", kernel/events/uprobes.c). So these system calls are made by the keeper, and a link that we held when we were
 //! killed is closed by it.
 
+use std::ffi::CStr;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use super::bpf;
 use crate::target::descriptor;
 
 /// The most probes of one order.
@@ -97,52 +99,29 @@ impl Order {
     }
 
     fn multi(&self) -> i32 {
+        let count = (self.probes as usize).min(MOST_PROBES);
+        let (offsets, cookies) = (&self.offsets[..count], &self.cookies[..count]);
         let path = self.path();
-        let mut options = link_options();
-        options.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
-            flags: self.flags,
-            cnt: self.probes.min(MOST_PROBES as u32),
-            path: path.as_ptr().cast(),
-            offsets: self.offsets.as_ptr().cast(),
-            ref_ctr_offsets: std::ptr::null(),
-            cookies: self.cookies.as_ptr(),
-            pid: self.pid,
-            ..Default::default()
-        };
-        // SAFETY: the arrays hold `cnt` entries and outlive the call; the path is NUL-terminated.
-        unsafe { libbpf_sys::bpf_link_create(self.program, 0, self.kind, &options) }
+        bpf::link_multi(self.program, (self.kind, self.flags), self.pid, in_path(&path), offsets, Some(cookies))
     }
 
     fn single(&self) -> i32 {
-        const PERF_FLAG_FD_CLOEXEC: u64 = 8;
         let path = self.path();
-        let mut attributes = libbpf_sys::perf_event_attr {
-            type_: self.kind,
-            config: u64::from(self.flags),
-            size: size_of::<libbpf_sys::perf_event_attr>() as u32,
-            ..Default::default()
-        };
-        attributes.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
-        attributes.__bindgen_anon_4.probe_offset = self.offsets[0];
-        // SAFETY: the attributes are initialised and carry their own size.
-        let event = unsafe {
-            libc::syscall(libc::SYS_perf_event_open, &raw const attributes, self.pid, -1, -1, PERF_FLAG_FD_CLOEXEC)
-        };
-        let Ok(event @ 0..) = i32::try_from(event) else { return -Errno::last_raw() };
-        let mut options = link_options();
-        options.__bindgen_anon_1.perf_event =
-            libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_1 { bpf_cookie: self.cookies[0] };
-        // SAFETY: both descriptors are open; the link keeps a reference of the event, which may then be closed.
-        unsafe {
-            let link = libbpf_sys::bpf_link_create(self.program, event, libbpf_sys::BPF_PERF_EVENT, &options);
-            libc::close(event);
-            link
+        let kind = (self.kind, u64::from(self.flags));
+        let event = bpf::uprobe_event(kind, self.pid, in_path(&path), self.offsets[0]);
+        if event < 0 {
+            return event;
         }
+        let link = bpf::link_perf_event(self.program, event, self.cookies[0]);
+        // SAFETY: ours alone; the link keeps a reference of the event.
+        unsafe { libc::close(event) };
+        link
     }
 }
 
-fn link_options() -> libbpf_sys::bpf_link_create_opts {
-    libbpf_sys::bpf_link_create_opts { sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64, ..Default::default() }
+/// The path in a buffer of [`Order::path`], which has a NUL.
+fn in_path(path: &[u8; 32]) -> &CStr {
+    CStr::from_bytes_until_nul(path).unwrap_or_default()
 }
 
 /// The keeper as we see it: a small process (its name is `rmprof-keeper`) that has our table of descriptors in common with us
@@ -365,7 +344,7 @@ mod tests {
     #[test]
     fn says_what_the_kernel_says() {
         let keeper = Keeper::start().unwrap();
-        let order = Order { probes: 1, kind: libbpf_sys::BPF_TRACE_UPROBE_MULTI, ..Order::new(Task::Multi) };
+        let order = Order { probes: 1, kind: bpf::TRACE_UPROBE_MULTI, ..Order::new(Task::Multi) };
         // No such program, or no right to name one.
         let error = keeper.carry_out(&order).unwrap_err().raw_os_error();
         assert!([Some(libc::EBADF), Some(libc::EPERM)].contains(&error), "{error:?}");

@@ -1,14 +1,16 @@
 //! Loading the probes: which programs and how large the maps, by what the kernel has and what was asked for.
 
+use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
-
-use libbpf_rs::{MapCore, MapHandle, MapImpl, Object, ObjectBuilder, PrintLevel, ProgramHandle};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::attach::{self, Attacher, HeapPrograms, Rung};
+use super::backend::{Loaded, Loader, Settings};
+use super::bpf;
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
+use super::map::possible_cpus;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,7 @@ pub enum LoadError {
     /// The kernel refused the object.
     #[error("the kernel did not take the probes: {reason}")]
     Refused {
-        /// What libbpf and the verifier said, shortened.
+        /// What the loader and the verifier said, shortened.
         reason: String,
         /// The error number, where there is one.
         errno: Option<i32>,
@@ -51,7 +53,7 @@ pub enum LoadError {
     /// A tracepoint could not be attached.
     #[error("tracepoint {name} cannot be attached: {error}")]
     Tracepoint {
-        /// `category/name`.
+        /// Its name, without the category.
         name: &'static str,
         /// What the kernel said.
         error: io::Error,
@@ -59,6 +61,17 @@ pub enum LoadError {
     /// The process that attaches could not be started.
     #[error("cannot start the process that attaches: {0}")]
     Keeper(io::Error),
+    /// What was loaded cannot be taken over.
+    #[error("the loaded probes cannot be used: {0}")]
+    Descriptor(io::Error),
+    /// The way to attach that was asked for is not one of this loader.
+    #[error("{} attaches user probes one by one, not by {rung:?} probes", loader.name())]
+    NotOfLoader {
+        /// Which loader.
+        loader: Loader,
+        /// What was asked for.
+        rung: Rung,
+    },
     /// The object lacks something: a defect of the build.
     #[error("the probes lack {0}: this build is broken")]
     Missing(&'static str),
@@ -72,56 +85,62 @@ impl LoadError {
                 "run with sudo, or give rmprof-bpf the capabilities that `rmprof-bpf doctor` lists"
             }
             Self::Missing(_) => "build again from a clean checkout",
+            Self::NotOfLoader { .. } => "leave the option --probes out",
             _ => "`rmprof-bpf doctor` says what this kernel allows",
         }
+    }
+
+    /// A refusal, with the last lines of what was said of it.
+    pub(super) fn refused(error: &dyn Display, said: &str, errno: Option<i32>) -> Self {
+        let tail: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+        let tail = tail[tail.len().saturating_sub(12)..].join("\n  ");
+        Self::Refused { reason: format!("{error}{}{tail}", if tail.is_empty() { "" } else { "\n  " }), errno }
     }
 }
 
 /// Tracepoints of the whole machine, by program: typed by the kernel's BTF, so neither their numbers nor the tracing file system are
 /// needed, and attached without a perf event, whose release takes the kernel 75 ms each.
 const TRACEPOINTS: &[(&str, &str)] = &[
-    ("rss_stat", "kmem/rss_stat"),
-    ("fault_user", "exceptions/page_fault_user"),
-    ("fault_kernel", "exceptions/page_fault_kernel"),
-    ("sys_enter", "raw_syscalls/sys_enter"),
-    ("sys_exit", "raw_syscalls/sys_exit"),
-    ("sched_process_fork", "sched/sched_process_fork"),
-    ("sched_process_exec", "sched/sched_process_exec"),
-    ("sched_process_exit", "sched/sched_process_exit"),
+    ("rss_stat", "rss_stat"),
+    ("fault_user", "page_fault_user"),
+    ("fault_kernel", "page_fault_kernel"),
+    ("sys_enter", "sys_enter"),
+    ("sys_exit", "sys_exit"),
+    ("sched_process_fork", "sched_process_fork"),
+    ("sched_process_exec", "sched_process_exec"),
+    ("sched_process_exit", "sched_process_exit"),
 ];
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
 pub struct Kernel {
-    /// Keeps the maps' definitions alive.
-    _object: Object,
     _links: Vec<OwnedFd>,
     /// Which rung of the ladder holds.
     pub rung: Rung,
 }
 
 impl Kernel {
-    /// Loads the probes and attaches the tracepoints, for `what` is wanted and the best rung there is or for `only` one.
+    /// Loads the probes and attaches the tracepoints, for `what` is wanted and the best rung there is or for the one of `how`.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn load(what: Wanted, only: Option<Rung>) -> Result<(Self, Attacher, Drain), LoadError> {
+    pub fn load(what: Wanted, how: How) -> Result<(Self, Attacher, Drain), LoadError> {
+        let loader = how.loader;
+        if let Some(rung) = how.rung.filter(|rung| !loader.rungs().contains(rung)) {
+            return Err(LoadError::NotOfLoader { loader, rung });
+        }
         let keeper = Arc::new(Keeper::start().map_err(LoadError::Keeper)?);
         let mut last = None;
-        for rung in [Rung::Session, Rung::Multi, Rung::Single] {
-            if only.is_some_and(|only| only != rung) {
-                continue;
-            }
-            match open(what, rung) {
-                Ok(object) => {
+        for rung in loader.rungs().iter().copied().filter(|rung| how.rung.is_none_or(|only| only == *rung)) {
+            match open(what, loader, rung) {
+                Ok(loaded) => {
                     // Without the heap's probes the first rung loads on any kernel that has multi-probes, right or not.
-                    if rung != Rung::Single
-                        && !program(&object, "launch_multi").is_ok_and(|p| attach::multi_filter_is_right(&p))
+                    if rung != Rung::Single && !loaded.program("launch_multi").is_ok_and(attach::multi_filter_is_right)
                     {
                         let reason = "its multi-probes cannot be told whom they are for".into();
                         last = Some(LoadError::Refused { reason, errno: None });
                         continue;
                     }
-                    return assemble(object, keeper, what, rung);
+                    return assemble(loaded, keeper, what, rung);
                 }
                 Err(error @ LoadError::Refused { errno: Some(libc::EPERM), .. }) => return Err(error),
                 Err(error) => last = Some(error),
@@ -140,6 +159,15 @@ pub struct Wanted {
     pub follow: bool,
 }
 
+/// How the probes get into the kernel and to their places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// By which library they are loaded.
+    pub loader: Loader,
+    /// How user probes are attached; `None`: as the kernel does it best.
+    pub rung: Option<Rung>,
+}
+
 fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     let heap = what.mode.counts_blocks();
     match name {
@@ -155,50 +183,15 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     }
 }
 
-/// What libbpf printed at the level of warnings, for the error.
-static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-fn keep_message(_: PrintLevel, text: String) {
-    if let Ok(mut messages) = MESSAGES.lock() {
-        messages.push(text.trim_end().to_owned());
-        if messages.len() > 400 {
-            messages.remove(0);
-        }
-    }
-}
-
-fn refused(error: &libbpf_rs::Error) -> LoadError {
-    let said = MESSAGES.lock().map(|mut messages| std::mem::take(&mut *messages)).unwrap_or_default();
-    let tail: Vec<&str> = said.iter().flat_map(|text| text.lines()).filter(|line| !line.trim().is_empty()).collect();
-    let tail = tail[tail.len().saturating_sub(12)..].join("\n  ");
-    let errno = match error.kind() {
-        libbpf_rs::ErrorKind::PermissionDenied => Some(libc::EPERM),
-        _ => None,
-    };
-    LoadError::Refused { reason: format!("{error}{}{tail}", if tail.is_empty() { "" } else { "\n  " }), errno }
-}
-
-fn open(what: Wanted, rung: Rung) -> Result<Object, LoadError> {
-    libbpf_rs::set_print(Some((PrintLevel::Warn, keep_message)));
-    let mut open = ObjectBuilder::default().open_memory(rmprof_probes::OBJECT).map_err(|e| refused(&e))?;
-    for mut program in open.progs_mut() {
-        let name = program.name().to_string_lossy().into_owned();
-        program.set_autoload(wanted(&name, what, rung));
-    }
-    for mut map in open.maps_mut() {
-        let name = map.name().to_string_lossy().into_owned();
-        if name == "blocks" {
-            map.set_max_entries(block_entries(what.mode)).map_err(|e| refused(&e))?;
-        } else if name == "cpu_offsets" {
-            map.set_max_entries(possible_cpus()).map_err(|e| refused(&e))?;
-        } else if name.ends_with(".rodata")
-            && let Some(constants) = map.initial_value_mut()
-            && constants.len() >= 4
-        {
-            constants[..4].copy_from_slice(&possible_cpus().to_ne_bytes());
-        }
-    }
-    open.load().map_err(|e| refused(&e))
+fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
+    let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
+    loader.load(&Settings {
+        wanted: &|name| wanted(name, what, rung),
+        tracepoints: TRACEPOINTS,
+        entries: &[("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)],
+        cpus,
+        rings: &["events", "residents"],
+    })
 }
 
 /// Live blocks that can be known: by the machine's memory, one for every 8 KiB (smaller ones live in Python's arenas), and a million
@@ -211,43 +204,28 @@ fn block_entries(mode: Mode) -> u32 {
     u32::try_from((pages / 2).clamp(1 << 17, 1 << 20)).unwrap_or(1 << 20)
 }
 
-/// `cpus` of compat.bpf.h, the only constant of the object.
-fn possible_cpus() -> u32 {
-    libbpf_rs::num_possible_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(1)
-}
-
 fn procfs_pages() -> Option<u64> {
     let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok()??;
     u64::try_from(pages).ok()
 }
 
-fn program(object: &Object, name: &'static str) -> Result<ProgramHandle, LoadError> {
-    let program = object.progs_mut().find(|program| program.name() == name).ok_or(LoadError::Missing(name))?;
-    ProgramHandle::try_from(&program).map_err(|e| refused(&e))
-}
-
-fn map(object: &Object, name: &'static str) -> Result<MapHandle, LoadError> {
-    let map: MapImpl<'_> = object.maps().find(|map| map.name() == name).ok_or(LoadError::Missing(name))?;
-    MapHandle::try_from(&map).map_err(|e| refused(&e))
-}
-
 fn assemble(
-    object: Object,
+    mut loaded: Loaded,
     keeper: Arc<Keeper>,
     what: Wanted,
     rung: Rung,
 ) -> Result<(Kernel, Attacher, Drain), LoadError> {
     let heap = match (what.mode.counts_blocks(), rung) {
         (false, _) => None,
-        (true, Rung::Session) => Some(HeapPrograms::Session(program(&object, "heap_session")?)),
+        (true, Rung::Session) => Some(HeapPrograms::Session(loaded.take_program("heap_session")?)),
         (true, Rung::Multi) => Some(HeapPrograms::Pair {
-            enter: program(&object, "heap_enter_multi")?,
-            exit: program(&object, "heap_return_multi")?,
+            enter: loaded.take_program("heap_enter_multi")?,
+            exit: loaded.take_program("heap_return_multi")?,
             multi: true,
         }),
         (true, Rung::Single) => Some(HeapPrograms::Pair {
-            enter: program(&object, "heap_enter_single")?,
-            exit: program(&object, "heap_return_single")?,
+            enter: loaded.take_program("heap_enter_single")?,
+            exit: loaded.take_program("heap_return_single")?,
             multi: false,
         }),
     };
@@ -255,43 +233,38 @@ fn assemble(
     let attacher = Attacher {
         keeper,
         heap,
-        launch: Some((program(&object, if multi { "launch_multi" } else { "launch_single" })?, multi)),
-        processes: map(&object, "processes")?,
-        memories: map(&object, "memories")?,
-        arenas: map(&object, "arenas")?,
+        launch: Some((loaded.take_program(if multi { "launch_multi" } else { "launch_single" })?, multi)),
+        processes: loaded.take_map("processes")?,
+        memories: loaded.take_map("memories")?,
+        arenas: Arc::new(loaded.take_map("arenas")?),
     };
-    let drain = Drain::new(Maps {
-        events: map(&object, "events")?,
-        residents: map(&object, "residents")?,
-        sites: map(&object, "sites")?,
-        lines: map(&object, "lines")?,
-        marks: map(&object, "marks")?,
-        counters: map(&object, "counters")?,
-        siteless: map(&object, "siteless")?,
-        tally_stacks: map(&object, "tally_stacks")?,
-        blocks: map(&object, "blocks")?,
-        arenas: map(&object, "arenas")?,
-        codes: map(&object, "codes")?,
+    let maps = Maps {
+        sites: loaded.take_map("sites")?,
+        lines: loaded.take_map("lines")?,
+        marks: loaded.take_map("marks")?,
+        counters: loaded.take_map("counters")?,
+        siteless: loaded.take_map("siteless")?,
+        tally_stacks: loaded.take_map("tally_stacks")?,
+        blocks: loaded.take_map("blocks")?,
+        codes: loaded.take_map("codes")?,
+        arenas: Arc::clone(&attacher.arenas),
+    };
+    let measured = bpf::run(loaded.program("measure_cpus")?).map_err(|error| {
+        LoadError::refused(&format!("measure_cpus cannot be run: {error}"), "", error.raw_os_error())
     })?;
-    let measured = object
-        .progs_mut()
-        .find(|program| program.name() == "measure_cpus")
-        .ok_or(LoadError::Missing("measure_cpus"))?;
-    let output = measured.test_run(libbpf_rs::ProgramInput::default()).map_err(|e| refused(&e))?;
-    if output.return_value != 0 {
+    if measured != 0 {
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
-    let links = tracepoints(&object, what)?;
-    Ok((Kernel { _object: object, _links: links, rung }, attacher, drain))
+    let links = tracepoints(&loaded, what)?;
+    Ok((Kernel { _links: links, rung }, attacher, Drain::new(loaded.into_records(), maps)))
 }
 
-fn tracepoints(object: &Object, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {
+fn tracepoints(loaded: &Loaded, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {
     TRACEPOINTS
         .iter()
         .filter(|(name, _)| wanted(name, what, Rung::Session))
-        .map(|(name, full)| {
-            attach::raw_tracepoint_link(program(object, name)?.as_fd())
-                .map_err(|error| LoadError::Tracepoint { name: full, error })
+        .map(|(program, name)| {
+            bpf::link_tracepoint(loaded.program(program)?).map_err(|error| LoadError::Tracepoint { name, error })
         })
         .collect()
 }

@@ -1,15 +1,19 @@
-//! The kernel's side of the house: what it offers, loading, attaching, draining. The only place that names the BPF library.
+//! The kernel's side of the house: what it offers, loading, attaching, draining. The only place that names the BPF
+//! libraries, and of it `backend` alone.
 
 pub mod allocators;
 mod attach;
-mod batch;
+mod backend;
+mod bpf;
 pub mod counters;
 mod drain;
 pub mod event;
 pub mod features;
 mod keeper;
 mod load;
+mod map;
 
 pub use attach::{Attacher, Links, ProbePoint, Rung, resident_bytes};
+pub use backend::Loader;
 pub use drain::{Drain, Totals};
-pub use load::{Kernel, LoadError, Mode, Wanted};
+pub use load::{How, Kernel, LoadError, Mode, Wanted};

@@ -36,7 +36,7 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     let credentials = credentials::of_caller(false)?;
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
     let output = open_output(&plan.report, credentials.as_ref())?;
-    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, None)?;
+    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let hold = Hold::of_followed(Arc::clone(&attacher), plan.report.mode, sender);

@@ -147,7 +147,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: false }, plan.rung)?;
+    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: false }, plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let mut hold = Hold::new(

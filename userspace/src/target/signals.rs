@@ -69,7 +69,7 @@ impl Signals {
     /// The next signal sent to us, waiting at most so long for one; stop signals are among them.
     pub fn wait(&self, timeout: Duration) -> Option<Received> {
         let timeout = libc::timespec {
-            tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
         // SAFETY: all zero is a valid `siginfo_t`; all three point to values that live for the length of the call.

@@ -49,7 +49,7 @@ impl Ticker {
             }
             let ticker = Self { timer, mask, _not_send: std::marker::PhantomData };
             let time = libc::timespec {
-                tv_sec: interval.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+                tv_sec: interval.as_secs().try_into().unwrap_or(i64::MAX),
                 tv_nsec: nanoseconds.into(),
             };
             let time = libc::itimerspec { it_interval: time, it_value: time };
