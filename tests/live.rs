@@ -26,6 +26,9 @@ mod generated;
 mod hostile;
 #[path = "live/left.rs"]
 mod left;
+#[cfg(all(feature = "aya", feature = "libbpf"))]
+#[path = "live/loaders.rs"]
+mod loaders;
 #[path = "live/objects.rs"]
 mod objects;
 #[path = "live/odd_sources.rs"]

@@ -97,7 +97,7 @@ serve()
 ";
 
 /// Attaches, does `steps` once it has, and lets the target end.
-fn attached(python: &Python, options: &[&str], steps: &[&str]) -> (Ran, Script) {
+pub(super) fn attached(python: &Python, options: &[&str], steps: &[&str]) -> (Ran, Script) {
     let program = script("server.py", SERVER);
     let mut target = Target::start(python, &program);
     target.step("warm up");

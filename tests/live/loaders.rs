@@ -1,0 +1,189 @@
+//! Both loaders: the same program gives the same totals, whichever library put the probes into the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::common::{Report, Run, any_python, near, root, script, supported_pythons};
+
+/// A page of an arena counts where it is first touched. Where pages begin varies with what was allocated before, down to the length
+/// of our own process's number in a path: so many may be on another line.
+const PAGES: i64 = 4;
+const PAGE: i64 = 4096;
+
+/// One thread, so that it does the same each time: blocks that grow, mappings, objects, a fork, an exec.
+const PROGRAM: &str = "
+import mmap, os, sys
+
+def take():
+    kept = bytearray(3_000_000)
+    kept.extend(bytes(2_000_000))
+    del kept[1_000_000:]
+    return kept
+
+def mapped():
+    area = mmap.mmap(-1, 6_000_000)
+    area[:3_000_000] = bytes(3_000_000)
+    return area
+
+def small():
+    return [bytearray(600) for _ in range(5_000)]
+
+def main():
+    kept = [take() for _ in range(3)], mapped(), small()
+    child = os.fork()
+    if child == 0:
+        mine = take()
+        os._exit(0)
+    os.waitpid(child, 0)
+    if 'again' not in sys.argv:
+        os.execv(sys.executable, [sys.executable, __file__, 'again'])
+main()
+";
+
+/// What is counted of a line: bytes and the number of times, taken and given back.
+const COUNTED: [&str; 4] = ["allocated_bytes", "allocations", "freed_bytes", "frees"];
+
+/// By place in the report, function and line.
+type Lines = BTreeMap<(usize, String, u64), [i64; COUNTED.len()]>;
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).canonicalize().unwrap()
+}
+
+fn run(loader: &str, words: &[&str], python: &Path, program: &Path) -> Report {
+    let run = Run::json().words(["--loader", loader]).words(words).word(python).word(program);
+    // Else sets of strings are laid out by chance.
+    let report = run.env("PYTHONHASHSEED", "0").run().expect(0).quiet().report();
+    report.check_complete();
+    report
+}
+
+fn lines(report: &Report) -> Lines {
+    let processes = report.processes();
+    let of = processes.iter().enumerate().flat_map(|(place, process)| {
+        process.lines().into_iter().map(move |(function, line)| {
+            let number = line.0["line"].as_u64().unwrap();
+            ((place, function.to_owned(), number), COUNTED.map(|name| line.number(name)))
+        })
+    });
+    of.collect()
+}
+
+fn nets(report: &Report) -> Vec<i64> {
+    report.processes().iter().map(|process| process.number("net_bytes")).collect()
+}
+
+/// Loads with each; in turn, so that neither is favoured by what the other left in caches.
+fn both(words: &[&str], python: &Path, program: &Path) -> [Report; 2] {
+    ["libbpf", "aya"].map(|loader| run(loader, words, python, program))
+}
+
+/// Every counted number of every line, to the byte but for whole pages, and the totals.
+#[track_caller]
+fn are_equal(words: &[&str], python: &Path, program: &Path) {
+    let [first, second] = both(words, python, program);
+    let what = format!("{words:?} {} {}", python.display(), program.display());
+    let (one, other) = (lines(&first), lines(&second));
+    // A module has its imports on it, and what they release varies by some objects.
+    let all: BTreeSet<_> = one.keys().chain(other.keys()).filter(|(_, function, _)| function != "<module>").collect();
+    assert!(!all.is_empty(), "{what}: {first}");
+    for line in all {
+        let [found, expected] = [&other, &one].map(|of| of.get(line).copied().unwrap_or_default());
+        for of in [0, 2] {
+            let pages = found[of + 1] - expected[of + 1];
+            let bytes = found[of] - expected[of];
+            assert!(bytes == pages * PAGE && pages.abs() <= PAGES, "{what} {line:?}: {expected:?} and {found:?}");
+        }
+    }
+    assert_eq!(first.processes().len(), second.processes().len(), "{what}");
+    for (one, other) in nets(&first).into_iter().zip(nets(&second)) {
+        near(other, one, PAGES * PAGE);
+    }
+}
+
+#[test]
+fn root_the_examples_have_equal_totals_by_both_loaders() {
+    if !root() {
+        return;
+    }
+    for python in supported_pythons() {
+        for name in ["examples/copy.py", "examples/memoryview.py"] {
+            are_equal(&[], &python.path, &file(name));
+        }
+    }
+}
+
+#[test]
+fn root_every_way_to_count_has_equal_totals_by_both_loaders() {
+    if !root() {
+        return;
+    }
+    let python = any_python();
+    for marked in [false, true] {
+        let text = if marked { PROGRAM.replace("def ", "@profile\ndef ") } else { PROGRAM.to_owned() };
+        let program = script("loaders.py", &text);
+        for words in [&[][..], &["--mode", "objects"]] {
+            are_equal(words, &python.path, &program.path);
+        }
+    }
+    // Letting go of single probes takes the kernel a tenth of a second each: once, with fewer processes.
+    let program = script("loaders.py", &PROGRAM.replace("os.execv", "(lambda *_: 0)"));
+    are_equal(&["--probes", "single"], &python.path, &program.path);
+}
+
+/// Threads take turns as they come: within some pages.
+#[test]
+fn root_the_cases_have_equal_totals_by_both_loaders() {
+    if !root() {
+        return;
+    }
+    let python = any_python();
+    for words in [&[][..], &["--mode", "pages"]] {
+        let [first, second] = both(words, &python.path, &file("tests/programs/cases.py"));
+        let (one, other) = (lines(&first), lines(&second));
+        assert!(one.len() > 90, "{first}");
+        for (place, expected) in one.iter().filter(|((_, function, _), _)| function != "<module>") {
+            let found = other.get(place).unwrap_or_else(|| panic!("{words:?}: no {place:?} by aya"));
+            for of in [0, 2] {
+                let pages = (found[of] - expected[of]).abs() / PAGE;
+                assert!(pages <= 4 * PAGES, "{words:?} {place:?}: {expected:?} and {found:?}");
+            }
+        }
+        // Pages that the kernel gives or takes many at a time.
+        near(nets(&second)[0], nets(&first)[0], if words.contains(&"pages") { 1 << 20 } else { PAGES * PAGE });
+    }
+}
+
+#[test]
+fn root_what_runs_already_has_equal_totals_by_both_loaders() {
+    if !root() {
+        return;
+    }
+    for (mode, tolerance) in [("heap", 8192), ("pages", 64 << 10)] {
+        let [first, second] = ["libbpf", "aya"].map(|loader| {
+            let options = ["--loader", loader, "--mode", mode];
+            let (ran, program) = super::attach::attached(&any_python(), &options, &["grow", "fork", "thread", "grow"]);
+            let report = ran.expect(0).quiet().report();
+            report.check_complete();
+            assert_eq!(report.processes().len(), 2, "{report}");
+            let of = |process: usize, function: &str, marker: &str| {
+                report.processes()[process].line(function, program.line(marker)).increment()
+            };
+            [of(0, "handle", "# grows"), of(0, "background", "# in a thread"), of(1, "serve", "# in a fork")]
+        });
+        for ((found, other), expected) in first.into_iter().zip(second).zip([20_000_000, 20_000_000, 30_000_000]) {
+            near(found, expected, 256 << 10);
+            near(found, other, tolerance);
+        }
+    }
+}
+
+#[test]
+fn root_a_way_to_attach_that_the_loader_has_not_is_refused() {
+    if !root() {
+        return;
+    }
+    let ran = Run::new(["--loader", "aya", "--probes", "multi", "python3", "-c", "print('ran')"]).run().expect(125);
+    assert!(ran.stderr_text().contains("hint: leave the option --probes out"), "{ran}");
+    assert_eq!(ran.stdout_text(), "");
+}
