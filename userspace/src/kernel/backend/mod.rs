@@ -43,7 +43,8 @@ impl Default for Loader {
 pub(super) struct Settings<'s> {
     /// Programs, by name; the others are left out.
     pub wanted: &'s dyn Fn(&str) -> bool,
-    /// Tracepoints, by the program for each.
+    /// Tracepoints, by the program for each; libbpf has them from the object.
+    #[cfg_attr(not(feature = "aya"), expect(dead_code))]
     pub tracepoints: &'s [(&'static str, &'static str)],
     /// Entries of maps, by name; the others have those of their definition.
     pub entries: &'s [(&'static str, u32)],
