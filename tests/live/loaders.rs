@@ -159,18 +159,20 @@ fn root_what_runs_already_has_equal_totals_by_both_loaders() {
     if !root() {
         return;
     }
-    for (mode, tolerance) in [("heap", 8192), ("pages", 64 << 10)] {
+    // A fork that ends at once is gone before probes that are attached one by one are all in place: in heap mode there is none.
+    let steps = ["grow", "thread", "grow", "fork"];
+    for (mode, steps, tolerance) in [("heap", &steps[..3], 8192), ("pages", &steps[..], 64 << 10)] {
         let [first, second] = ["libbpf", "aya"].map(|loader| {
-            let options = ["--loader", loader, "--mode", mode];
-            let (ran, program) = super::attach::attached(&any_python(), &options, &["grow", "fork", "thread", "grow"]);
+            let (ran, program) = super::attach::attached(&any_python(), &["--loader", loader, "--mode", mode], steps);
             let report = ran.expect(0).quiet().report();
             report.check_complete();
-            assert_eq!(report.processes().len(), 2, "{report}");
             let of = |process: usize, function: &str, marker: &str| {
                 report.processes()[process].line(function, program.line(marker)).increment()
             };
-            [of(0, "handle", "# grows"), of(0, "background", "# in a thread"), of(1, "serve", "# in a fork")]
+            let own = [of(0, "handle", "# grows"), of(0, "background", "# in a thread")];
+            own.into_iter().chain(steps.contains(&"fork").then(|| of(1, "serve", "# in a fork"))).collect::<Vec<_>>()
         });
+        assert_eq!([first.len(), second.len()], [steps.len() - 1; 2]);
         for ((found, other), expected) in first.into_iter().zip(second).zip([20_000_000, 20_000_000, 30_000_000]) {
             near(found, expected, 256 << 10);
             near(found, other, tolerance);
