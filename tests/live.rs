@@ -35,6 +35,8 @@ mod objects;
 mod odd_sources;
 #[path = "live/pages.rs"]
 mod pages;
+#[path = "live/refused.rs"]
+mod refused;
 #[path = "live/rights.rs"]
 mod rights;
 #[path = "live/rungs.rs"]

@@ -86,14 +86,15 @@ struct percpu_counter {
 	__s32 *counters; /* one for every CPU, at this address plus the CPU's offset */
 };
 
-struct mm_struct {
-	unsigned long brk;
-	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
-};
-
 typedef struct {
 	int counter;
 } atomic_t;
+
+struct mm_struct {
+	atomic_t mm_users;
+	unsigned long brk;
+	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
+};
 
 struct signal_struct {
 	atomic_t live; /* threads that have not begun to end */

@@ -15,6 +15,12 @@ static __always_inline bool exiting(void)
 	return BPF_CORE_READ(task, flags) & PF_EXITING;
 }
 
+/* Has everybody let go of it (kernel/fork.c, mmput)? Whoever reads the memory of a process that ends holds it the longest. */
+static __always_inline bool torn_down(struct mm_struct *mm)
+{
+	return BPF_CORE_READ(mm, mm_users.counter) == 0;
+}
+
 __noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
 {
 	struct thread *thread;
@@ -62,8 +68,8 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 		}
 	} else {
 		owner = bpf_map_lookup_elem(&memories, &memory);
-		if (!owner || *owner == tgid || exiting())
-			return 0; /* nobody's we watch, or an image being torn down by its own exec or exit */
+		if (!owner || *owner == tgid || exiting() || torn_down(mm))
+			return 0; /* nobody's we watch, or an image that has ended, torn down by its own exec or exit or by who looked at it last */
 		process = bpf_map_lookup_elem(&processes, owner);
 		if (!process || process->memory != memory)
 			return 0;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::common::{Run, any_python, near, near_blocks, refused_pythons, root, script, supported_pythons};
+use crate::common::{Run, any_python, near, near_blocks, root, script, supported_pythons};
 
 /// No byte that a terminal would act upon, but for line ends.
 #[track_caller]
@@ -251,28 +251,6 @@ fn root_arguments_that_are_no_text() {
     near_blocks(ran.report().only().line("grow", 3).increment(), 3_000_001);
     let text = Run::new([&any_python().path, &file]).run().expect(0).quiet().stdout_text();
     check_printable(&text);
-}
-
-/// A Python without a layout is refused in one sentence with a hint; the program still runs.
-#[test]
-fn root_an_unknown_python_is_refused_and_runs() {
-    if !root() {
-        return;
-    }
-    let refused = refused_pythons();
-    if refused.is_empty() {
-        println!("nothing to try: no Python older than 3.6 or newer than 3.15 here");
-    }
-    for python in refused {
-        let ran =
-            Run::json().word(&python.path).words(["-c", "print(sum(range(10))); raise SystemExit(3)"]).run().expect(3);
-        assert_eq!(ran.stdout_text(), "45\n");
-        let said = ran.stderr_text();
-        assert!(said.contains(&format!("CPython {}", python.version_text())), "{said}");
-        assert!(said.contains("3.6 to 3.15"), "{said}");
-        assert!(said.lines().any(|line| line.contains("hint: ")) && !said.contains("\\x0a"), "{said}");
-        assert!(ran.report().processes().is_empty());
-    }
 }
 
 /// Code objects that come and go at the same address, by the thousand: no line of one is charged to another.

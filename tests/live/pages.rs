@@ -1,6 +1,6 @@
 //! Pages mode: the ledger is the kernel's own count.
 
-use crate::common::{Run, near, root, script, supported_pythons};
+use crate::common::{Run, any_python, near, root, script, supported_pythons};
 
 #[test]
 fn root_the_net_is_the_change_the_program_itself_reads() {
@@ -129,4 +129,66 @@ import os; os._exit(0)
         near(of("heap"), 64 << 20, 3 * 4096);
         near(of("pages"), 0, 4 * 4096);
     }
+}
+
+/// What a program and its children wrote of themselves last: process, resident bytes by `smaps_rollup`.
+fn told(text: &str) -> Vec<(i64, i64)> {
+    let mut told: Vec<(i64, i64)> = Vec::new();
+    for line in text.lines() {
+        if let Some(pid) = line.strip_prefix("pid ") {
+            told.push((pid.trim().parse().unwrap(), 0));
+        } else if let (Some(size), Some(last)) = (line.strip_prefix("Rss:"), told.last_mut()) {
+            last.1 = size.trim().strip_suffix(" kB").unwrap().parse::<i64>().unwrap() * 1024;
+        }
+    }
+    told
+}
+
+/// Reads memory of a process where that waits; until the process has ended, or for ever.
+fn look(pid: i64, address: u64) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut room = [0; 8];
+        let place = nix::sys::uio::RemoteIoVec { base: usize::try_from(address).unwrap(), len: 8 };
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+        let _ = nix::sys::uio::process_vm_readv(pid, &mut [std::io::IoSliceMut::new(&mut room)], &[place]);
+    })
+}
+
+/// Every way in which resident memory changes (tests/programs/resident.py): the sum of all lines and reasons is the kernel's own
+/// change, to the page, and the end is what the program itself reads at its end.
+#[test]
+fn root_varied_programs_add_up_to_the_page() {
+    if !root() {
+        return;
+    }
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs/resident.py");
+    let python = any_python();
+    let names = python.bare(&[program]);
+    let mut checked = 0;
+    for name in names.lines() {
+        let mut run = Run::json().words(["-m", "pages"]).word(&python.path).words([program, name]).start();
+        let mut text = String::new();
+        let mut looks = None;
+        if name == "looked_at_while_it_ends" {
+            let line = run.line();
+            match line.strip_prefix("look ").and_then(|rest| rest.split_once(' ')) {
+                Some((pid, address)) => looks = Some(look(pid.parse().unwrap(), address.parse().unwrap())),
+                None => text = line + "\n", // no userfaultfd here
+            }
+        }
+        let ran = run.end().expect(0).quiet();
+        looks.into_iter().for_each(|looks| looks.join().unwrap());
+        text += &ran.stdout_text();
+        let report = ran.report();
+        assert_eq!((report.health("lost"), report.health("unattributed_bytes")), (0, 0), "{name}: {report}");
+        for process in report.processes() {
+            let change = process.number("rss_end_bytes") - process.number("rss_start_bytes");
+            assert_eq!(process.number("net_bytes"), change, "{name}: {report}");
+        }
+        for (pid, resident) in told(&text) {
+            assert_eq!(report.process(pid).number("rss_end_bytes"), resident, "{name}: process {pid} in {report}");
+            checked += 1;
+        }
+    }
+    assert!(names.lines().count() >= 30 && checked >= names.lines().count(), "{checked} of {names}");
 }

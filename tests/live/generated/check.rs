@@ -37,7 +37,7 @@ fn seeds(few: u64) -> Vec<u64> {
 fn witnessed(python: &Python, program: &Script, rules: Rules) -> Lines {
     let heads = |kind| {
         let beside = rules.bytes(kind, 0);
-        (format!("{kind:?}"), vec![rules.bytes(kind, 1) - beside, beside])
+        (format!("{kind:?}"), vec![rules.bytes(kind, 1) - beside, beside, rules.cleared(kind)])
     };
     let kinds = [Kind::Bytearray, Kind::Bytes, Kind::Text, Kind::Nones, Kind::Tuple];
     let heads: BTreeMap<String, Vec<u64>> = kinds.into_iter().map(heads).collect();
@@ -152,9 +152,12 @@ fn compare(known: &Lines, found: &Lines, text: &str, job: &Job<'_>, beside: i64)
     wrong
 }
 
-/// Those whose rules the model knows.
+/// Those whose rules the model knows, and of these the minor versions of RMPROF_MINORS where that is given.
 fn modelled_pythons() -> Vec<Python> {
-    supported_pythons().into_iter().filter(|python| MODELLED.contains(&python.version.0)).collect()
+    let wanted = std::env::var("RMPROF_MINORS").ok();
+    let is_wanted = |minor: u32| wanted.as_ref().is_none_or(|list| list.split(',').any(|one| one == minor.to_string()));
+    let known = |python: &Python| MODELLED.contains(&python.version.0) && is_wanted(python.version.0);
+    supported_pythons().into_iter().filter(known).collect()
 }
 
 /// Every seed with every Python; marked, unmarked and marked again, so that each Python has both.

@@ -297,7 +297,7 @@ impl Machine {
                 let item = list.borrow_mut().pop().unwrap();
                 drop(item);
             }
-            (Value::Block(block), "clear") => block.resize(0, self.rules.bytes(block.kind, 0)),
+            (Value::Block(block), "clear") => block.resize(0, self.rules.cleared(block.kind)),
             (Value::Generator(generator), "close") => generator.close(),
             (Value::Thread(thread), "start") => self.start(&thread)?,
             (Value::Thread(_), "join") => {}
@@ -334,7 +334,9 @@ impl Machine {
                         frame.line.set(handler.body.last().unwrap().line.get());
                     }
                     frame.set(name, None);
-                    frame.line.set(left);
+                    if !self.rules.unwinds_on_at_the_end || matches!(outcome, Ok(Flow::Next)) {
+                        frame.line.set(left);
+                    }
                 }
             }
             (Ok(Flow::Next), _) => outcome = self.execute(frame, &parts.otherwise).await,

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-HEADS = json.loads(os.environ["WITNESS_HEADS"])  # kind: [bytes of an item, bytes beside]
+HEADS = json.loads(os.environ["WITNESS_HEADS"])  # kind: [bytes of an item, bytes beside, bytes when cleared]
 PROGRAM = sys.argv[0]
 lines = {}
 
@@ -42,7 +42,7 @@ class Block:
         charge(self.asked, 0)
 
     def bytes(self):
-        item, beside = HEADS[self.kind]
+        item, beside, _ = HEADS[self.kind]
         return item * self.length + beside
 
     def resize(self, length):
@@ -67,7 +67,8 @@ class Block:
         return Block(self.kind, self.length - part.start)
 
     def clear(self):
-        self.resize(0)
+        before, self.length, self.asked = self.asked, 0, HEADS[self.kind][2]
+        charge(self.asked, before)
 
 
 def tell():

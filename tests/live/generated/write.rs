@@ -13,6 +13,8 @@ const HEAD: &str = "\
 import asyncio, sys, threading
 warm = [[bytes(size) for _ in range(300 if size < 200 else 150)] for size in range(0, 480, 16)]
 warm = [row[::30] for row in warm]
+if not hasattr(asyncio, 'run'):
+    asyncio.run = eval('lambda main: asyncio.get_event_loop().run_until_complete(main)')
 asyncio.run(asyncio.sleep(0))
 warmer = threading.Thread(target=len, args=((),))
 warmer.start()
