@@ -64,12 +64,19 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 			return 0; /* of the image that is about to take its place (exec) */
 		if (!process->memory) {
 			process->memory = memory;
-			bpf_map_update_elem(&memories, &memory, &tgid, BPF_ANY);
+			bpf_map_update_elem(&memories, &memory, &tgid, BPF_NOEXIST); /* a child of vfork has its parent's */
 		}
 	} else {
 		owner = bpf_map_lookup_elem(&memories, &memory);
-		if (!owner || *owner == tgid || exiting() || torn_down(mm))
-			return 0; /* nobody's we watch, or an image that has ended, torn down by its own exec or exit or by who looked at it last */
+		if (!owner)
+			return 0; /* nobody's we watch */
+		if (torn_down(mm)) {
+			/* An image that has ended, torn down by its own exec or exit or by who looked at it last. Its address may be another's soon. */
+			bpf_map_delete_elem(&memories, &memory);
+			return 0;
+		}
+		if (*owner == tgid || exiting())
+			return 0;
 		process = bpf_map_lookup_elem(&processes, owner);
 		if (!process || process->memory != memory)
 			return 0;

@@ -183,7 +183,11 @@ fn root_varied_programs_add_up_to_the_page() {
         assert_eq!((report.health("lost"), report.health("unattributed_bytes")), (0, 0), "{name}: {report}");
         for process in report.processes() {
             let change = process.number("rss_end_bytes") - process.number("rss_start_bytes");
-            assert_eq!(process.number("net_bytes"), change, "{name}: {report}");
+            // Reading the memory of a child that has just been forked maps pages of files into it, sixteen at a time, before or after
+            // its resident memory is first read.
+            let is_forked = report.processes().iter().any(|other| other.pid() == process.parent());
+            let beside = if is_forked { 32 * 4096 } else { 0 };
+            near(process.number("net_bytes"), change, beside);
         }
         for (pid, resident) in told(&text) {
             assert_eq!(report.process(pid).number("rss_end_bytes"), resident, "{name}: process {pid} in {report}");

@@ -29,11 +29,11 @@ def tell():
     """By system calls alone, all of which were made before, so that nothing is touched for the first time between."""
     ROOM[:16] = (b"pid %d" % os.getpid()).ljust(15) + b"\n"
     sink = os.open("/dev/null", os.O_WRONLY)
-    for output, end in ((sink, len), (1, LIBC._exit)):
+    for output, last in ((sink, 39), (1, 231)):  # getpid, exit_group
         rollup = os.open("/proc/self/smaps_rollup", os.O_RDONLY)
         LIBC.read(rollup, ctypes.byref(ROOM, 16), 1500)
         LIBC.write(output, ROOM, 1516)
-        end(b"" if output == sink else 0)
+        LIBC.syscall(last, 0)
 
 
 ROOM = ctypes.create_string_buffer(b"\n" * 2048)

@@ -156,7 +156,11 @@ impl Attacher {
         let last = self.watched(pid)?;
         // Gone already is as good: both entries are ours alone.
         let _ = self.processes.delete(&pid.to_ne_bytes());
-        let _ = self.memories.delete(&last.memory.to_ne_bytes());
+        let memory = last.memory.to_ne_bytes();
+        // A child of vfork had its parent's.
+        if self.memories.lookup(&memory, MapFlags::ANY).ok().flatten().is_some_and(|owner| owner == pid.to_ne_bytes()) {
+            let _ = self.memories.delete(&memory);
+        }
         Some(last)
     }
 
