@@ -158,7 +158,7 @@ impl Attacher {
         let _ = self.processes.delete(&pid.to_ne_bytes());
         let memory = last.memory.to_ne_bytes();
         // A child of vfork had its parent's.
-        if self.memories.lookup(&memory, MapFlags::ANY).ok().flatten().is_some_and(|owner| owner == pid.to_ne_bytes()) {
+        if self.memories.lookup(&memory).ok().flatten().is_some_and(|owner| owner == pid.to_ne_bytes()) {
             let _ = self.memories.delete(&memory);
         }
         Some(last)
