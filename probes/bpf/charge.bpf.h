@@ -33,9 +33,12 @@ static __always_inline void walk(struct rm_process *process, struct thread *thre
 		status = walk_frames(process, state, &thread->stack);
 	} else {
 		thread->stack.frame_count = 0;
+		thread->stack.approximate = 0;
 		thread->stack.status = status;
 		thread->stack.stack = mix(mix(0x726d70726f66ull, process->id), status);
 	}
+	if (thread->stack.approximate)
+		count(RM_COUNT_APPROXIMATE);
 	if (status == RM_STACK_TRUNCATED)
 		count(RM_COUNT_STACK_TRUNCATED);
 	else if (status == RM_STACK_UNREADABLE)

@@ -72,7 +72,7 @@ static __always_inline bool at_clean_up(const struct rm_layout *layout, __u64 fr
 	if (layout->position_kind == RM_POSITION_POINTER) {
 		at = field64(&fields, layout->frame_position);
 	} else {
-		__s32 position = position_of(layout, &fields, code);
+		__s32 position = position_of(layout, &fields, 0);
 
 		if (position < 0 || READ_USER(&at, sizeof(at), code + layout->code_base + layout->code_code))
 			return false;

@@ -160,7 +160,24 @@ static __always_inline __u32 fingerprint_of(const struct rm_layout *layout, cons
 		field32(code, layout->code_first_line) << 20) | 1;
 }
 
-static __always_inline __s32 position_of(const struct rm_layout *layout, const union fields *frame, __u64 code)
+/*
+ * Where the bytecode begins that a frame executes: in the code object, or a copy of it that the thread has for itself. 0: it cannot be
+ * read.
+ */
+static __always_inline __u64 bytecode_of(const struct rm_layout *layout, const union fields *frame, __u64 code)
+{
+	__u64 copies = 0, start = 0;
+
+	if (layout->code_thread_bytecode == RM_ABSENT)
+		return code + layout->code_bytecode;
+	if (READ_USER(&copies, sizeof(copies), code + layout->code_thread_bytecode) ||
+	    READ_USER(&start, sizeof(start), copies + layout->thread_bytecode_entries +
+					     8 * (__u64)field32(frame, layout->frame_bytecode_index)))
+		return 0;
+	return start;
+}
+
+static __always_inline __s32 position_of(const struct rm_layout *layout, const union fields *frame, __u64 bytecode)
 {
 	__s64 distance;
 
@@ -170,8 +187,17 @@ static __always_inline __s32 position_of(const struct rm_layout *layout, const u
 		__s32 unit = field32(frame, layout->frame_position);
 		return unit < 0 ? -1 : unit * 2;
 	}
-	distance = field64(frame, layout->frame_position) - (code + layout->code_bytecode);
+	distance = field64(frame, layout->frame_position) - bytecode;
 	return distance < 0 || distance > (1 << 28) ? -1 : (__s32)distance;
+}
+
+/* Does the thread run code of the JIT? It does not keep the position of its innermost frame up to date at every instruction. */
+static __always_inline bool is_jitted(const struct rm_layout *layout, __u64 thread_state)
+{
+	__u64 executor = 0;
+
+	return layout->thread_executor != RM_ABSENT &&
+	       !READ_USER(&executor, sizeof(executor), thread_state + layout->thread_executor) && executor;
 }
 
 /* Is this frame one that the interpreter pushed for itself? */
@@ -198,7 +224,7 @@ static long walk_step(__u32 index, struct walk *walk)
 	struct rm_frame *out = &walk->stack->frames[walk->used & (RM_MAX_FRAMES - 1)];
 	union fields frame = {}, head = {};
 	__u32 bytes = layout->frame_bytes;
-	__u64 code;
+	__u64 code, bytecode;
 
 	(void)index;
 	if (bytes > RM_FRAME_READ)
@@ -209,11 +235,16 @@ static long walk_step(__u32 index, struct walk *walk)
 	}
 	if (!is_shim(layout, &frame)) {
 		code = field64(&frame, layout->frame_code) & ~(__u64)layout->frame_code_tags;
+		bytecode = bytecode_of(layout, &frame, code);
+		if (!bytecode) {
+			walk->status = RM_STACK_UNREADABLE;
+			return 1;
+		}
 		out->code = code;
 		/* 0, "not readable now": a code object in the file itself (deep-frozen modules), whose page is not there yet */
 		out->fingerprint = READ_USER(&head, RM_CODE_READ, code + layout->code_base) ?
 					   0 : fingerprint_of(layout, &head);
-		out->position = position_of(layout, &frame, code);
+		out->position = position_of(layout, &frame, bytecode);
 		walk->hash = mix(walk->hash, code);
 		walk->hash = mix(walk->hash, (__u64)out->fingerprint << 32 | (__u32)out->position);
 		walk->used++;
@@ -245,7 +276,8 @@ static __always_inline __u32 walk_frames(const struct rm_process *process, __u64
 		walk.status = RM_STACK_NO_THREAD;
 	stack->frame_count = walk.used;
 	stack->status = walk.status;
-	walk.hash = mix(walk.hash, walk.status);
+	stack->approximate = walk.used && is_jitted(&process->layout, thread_state);
+	walk.hash = mix(walk.hash, (__u64)stack->approximate << 32 | walk.status);
 	stack->stack = walk.hash ? walk.hash : 1;
 	return walk.status;
 }

@@ -67,6 +67,7 @@ struct rm_layout {
 	rm_u32 thread_head;        /* PyThreadState -> the frame, or the _PyCFrame when thread_head_hop is there */
 	rm_u32 thread_head_hop;    /* 3.11, 3.12: _PyCFrame.current_frame; otherwise RM_ABSENT */
 	rm_u32 thread_thread_id;   /* PyThreadState.thread_id: pthread_self() of its thread */
+	rm_u32 thread_executor;    /* PyThreadState.current_executor: not NULL while code of the JIT runs (3.14+), or RM_ABSENT */
 	rm_u32 frame_base;         /* where the read of RM_FRAME_READ bytes of a frame starts */
 	rm_u32 frame_bytes;        /* length of that read: to the last field wanted; what follows may be on a page that is not there yet */
 	rm_u32 frame_back;         /* within that read: the caller's frame, u64 */
@@ -74,6 +75,7 @@ struct rm_layout {
 	rm_u32 frame_code_tags;    /* bits of that word which are a tag and no part of the address (3.14+: 3), else 0 */
 	rm_u32 frame_position;     /* within that read: i32 or u64 by position_kind */
 	rm_u32 frame_owner;        /* within that read: i8, or RM_ABSENT */
+	rm_u32 frame_bytecode_index; /* within that read: i32, or RM_ABSENT: the executing copy of the bytecode (free-threaded, 3.14+) */
 	rm_u32 owner_skip;         /* frames with this owner or more are the interpreter's own shims; RM_ABSENT: none are */
 	rm_u32 position_kind;      /* enum rm_position_kind */
 	rm_u32 code_base;          /* where the read of RM_CODE_READ bytes of a code object starts */
@@ -86,6 +88,8 @@ struct rm_layout {
 	rm_u32 code_code;          /* within that read: bytes co_code (to 3.10), or RM_ABSENT */
 	rm_u32 lines_mended;       /* whether co_code is announced: lines of up to 3.9 are mended by it */
 	rm_u32 code_bytecode;      /* from the start of the code object: first instruction (3.11+), or RM_ABSENT */
+	rm_u32 code_thread_bytecode; /* from the start of the code object: pointer to those copies, or RM_ABSENT */
+	rm_u32 thread_bytecode_entries; /* and from there to the first copy's address */
 	rm_u32 object_type;        /* PyObject.ob_type */
 	rm_u32 str_length;         /* characters, i64 */
 	rm_u32 str_state;          /* u32 */
@@ -97,6 +101,8 @@ struct rm_layout {
 	rm_u32 bytes_length;       /* i64 */
 	rm_u32 bytes_data;
 	rm_u32 arena_bytes;        /* what pymalloc asks of mmap at a time */
+	rm_u32 reserve_flags;      /* flags of the mmap of mimalloc, which takes its place in free-threaded builds, or RM_ABSENT */
+	rm_u32 pad;
 	struct rm_clean_up clean_up;
 };
 
@@ -268,6 +274,8 @@ struct rm_stack_event {
 	rm_u64 stack;
 	rm_u32 status; /* enum rm_stack_status */
 	rm_u32 frame_count;
+	rm_u32 approximate; /* code of the JIT ran: the innermost frame may have been further on */
+	rm_u32 pad;
 	rm_u64 thread_state; /* address of the PyThreadState, for the check by user space */
 	rm_u64 fsbase;
 	struct rm_frame frames[RM_MAX_FRAMES];
@@ -419,6 +427,7 @@ enum rm_counter {
 	RM_COUNT_TALLY_STACKS_FULL,
 	RM_COUNT_RING_FULL_FOLLOW,
 	RM_COUNT_PROCESSES_FULL,
+	RM_COUNT_APPROXIMATE, /* an event in code of the JIT, whose line may be an earlier one of its function */
 	RM_COUNT_NO_TALLY, /* a fork could not map its tally: its blocks are not counted */
 	RM_COUNT_NOT_HELD, /* a library was mapped, and the process could not be held to look at it first */
 	RM_COUNTERS,

@@ -52,10 +52,13 @@ static inline bool is_seen(struct seen *seen, __u64 frame)
  * Walks the frames of `state`. Returns a stack status, and in *hash what tells this stack from others: all that the kernel side
  * hashes of each frame (walk_step and fingerprint_of in python.bpf.h).
  */
-static __attribute__((always_inline)) inline __u32 walk(const struct rm_tally *t, __u64 state, __u64 *hash, bool care)
+static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, bool care)
 {
 	const struct rm_layout *layout = &t->process.layout;
-	__u64 frame = 0, at, code, position, owner, sum = 0, one, first, filename, name, table, version, type;
+static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, bool care)
+{
+	const struct rm_layout *layout = &t->process.layout;
+	__u64 frame = 0, at, code, position, owner, sum = 0, one, first, filename, name, table, version, type, executor = 0;
 	struct seen seen;
 	__u32 near = 0;
 
@@ -105,6 +108,12 @@ static __attribute__((always_inline)) inline __u32 walk(const struct rm_tally *t
 			continue;
 		sum = (sum ^ one) * 0x9e3779b97f4a7c15ull;
 		sum ^= sum >> 31;
+	}
+	if (layout->thread_executor != RM_ABSENT && !peek(&executor, state + layout->thread_executor, care))
+		return RM_STACK_UNREADABLE;
+	if (unlikely(executor)) {
+		count(t, RM_COUNT_APPROXIMATE);
+		sum ^= 0x85ebca77c2b2ae63ull;
 	}
 	*hash = sum;
 	return RM_STACK_COMPLETE;

@@ -35,6 +35,8 @@ pub struct Walk {
     pub frames: Vec<abi::rm_frame>,
     /// The hash that stands for them.
     pub stack: u64,
+    /// Code of the JIT ran.
+    pub approximate: bool,
 }
 
 /// The walker, compiled at the first call.
@@ -103,7 +105,7 @@ impl Walker {
         let event = unsafe { event.read() };
         assert_eq!(event.status, status);
         assert_ne!(event.stack, 0, "0 is no stack");
-        Walk { status, frames: event.frames[..event.frame_count as usize].to_vec(), stack: event.stack }
+        Walk { status, frames: event.frames[..event.frame_count as usize].to_vec(), stack: event.stack, approximate: event.approximate != 0 }
     }
 }
 
@@ -186,7 +188,8 @@ pub fn process(layout: &Layout, key_address: u64) -> abi::rm_process {
 pub fn frame_bytes(layout: &Layout) -> u32 {
     let position_bytes = if layout.position_kind == POSITION_POINTER { 8 } else { 4 };
     let owner_end = if layout.frame_owner == ABSENT { 0 } else { layout.frame_owner + 1 };
-    [layout.frame_back + 8, layout.frame_code + 8, layout.frame_position + position_bytes, owner_end]
+    let index_end = if layout.frame_bytecode_index == ABSENT { 0 } else { layout.frame_bytecode_index + 4 };
+    [layout.frame_back + 8, layout.frame_code + 8, layout.frame_position + position_bytes, owner_end, index_end]
         .into_iter()
         .max()
         .unwrap_or(0)
@@ -206,12 +209,12 @@ const NO_CLEAN_UP: abi::rm_clean_up = abi::rm_clean_up {
 /// The layout field by field, each under its own name; the compiler sees to it that none is left out.
 fn layout_of(layout: &Layout) -> abi::rm_layout {
     macro_rules! by_name {
-        ($($name:ident)*) => { abi::rm_layout { frame_bytes: frame_bytes(layout), lines_mended: 0, clean_up: NO_CLEAN_UP, $($name: layout.$name),* } };
+        ($($name:ident)*) => { abi::rm_layout { frame_bytes: frame_bytes(layout), lines_mended: 0, pad: 0, clean_up: NO_CLEAN_UP, $($name: layout.$name),* } };
     }
     by_name! {
-        thread_head thread_head_hop thread_thread_id frame_base frame_back frame_code frame_code_tags frame_position frame_owner owner_skip
+        thread_head thread_head_hop thread_thread_id thread_executor frame_bytecode_index frame_base frame_back frame_code frame_code_tags frame_position frame_owner owner_skip
         position_kind code_base code_first_line code_filename code_name code_qualname code_line_table code_code code_version
         code_bytecode object_type str_length str_state str_ascii_data str_compact_data str_kind_shift str_compact_bit
-        str_ascii_bit bytes_length bytes_data arena_bytes
+        str_ascii_bit bytes_length bytes_data arena_bytes reserve_flags code_thread_bytecode thread_bytecode_entries
     }
 }

@@ -35,10 +35,20 @@ const FRAMES: u64 = 0x40_0000;
 const KEY: u64 = 0x50_0000;
 const THREAD_POINTER: u64 = 0x60_0000;
 const KEY_BLOCK: u64 = 0x70_0000;
+const COPIES: u64 = 0x80_0000;
+const COPY: u64 = 0x90_0000;
+
+/// Which copy of the bytecode the test's frames execute.
+const COPY_INDEX: u32 = 3;
 
 /// Where the test's frame `number` is.
 fn frame_at(number: u64) -> u64 {
     FRAMES + number * 0x1000
+}
+
+/// Where the bytecode begins that they execute.
+fn bytecode(layout: &Layout) -> u64 {
+    if layout.code_thread_bytecode == ABSENT { CODE + u64::from(layout.code_bytecode) } else { COPY }
 }
 
 impl Pieces {
@@ -64,6 +74,10 @@ impl Pieces {
         set(&mut code, layout.code_line_table, &0x1234_5678_9ab0_u64.to_le_bytes());
         set(&mut code, layout.code_first_line, &7_u32.to_le_bytes());
         memory.put(CODE + u64::from(layout.code_base), &code);
+        if layout.code_thread_bytecode != ABSENT {
+            memory.put_u64(CODE + u64::from(layout.code_thread_bytecode), COPIES);
+            memory.put_u64(COPIES + u64::from(layout.thread_bytecode_entries) + 8 * u64::from(COPY_INDEX), COPY);
+        }
         memory
     }
 
@@ -75,6 +89,9 @@ impl Pieces {
         set(&mut frame, layout.frame_code, &(CODE | u64::from(layout.frame_code_tags)).to_le_bytes());
         let width = if layout.position_kind == POSITION_POINTER { 8 } else { 4 };
         set(&mut frame, layout.frame_position, &position.to_le_bytes()[..width]);
+        if layout.frame_bytecode_index != ABSENT {
+            set(&mut frame, layout.frame_bytecode_index, &COPY_INDEX.to_le_bytes());
+        }
         self.put(frame_at(number).wrapping_add(layout.frame_base.into()), &frame);
     }
 
@@ -213,6 +230,42 @@ fn a_code_object_that_cannot_be_read_has_no_fingerprint() {
     }
 }
 
+#[test]
+fn a_thread_s_own_bytecode_that_cannot_be_read_ends_the_walk() {
+    let mut with_copies = 0;
+    for layout in known().iter().filter(|layout| layout.code_thread_bytecode != ABSENT) {
+        for gone in [CODE + u64::from(layout.code_thread_bytecode), COPIES + u64::from(layout.thread_bytecode_entries) + 24]
+        {
+            let mut memory = Pieces::thread(layout, frame_at(0));
+            memory.frame(layout, 0, 0, COPY);
+            assert_eq!(status_and_frames(&memory.walk(layout)), (abi::RM_STACK_COMPLETE, 1));
+            memory.0.remove(&gone).unwrap();
+            assert_eq!(status_and_frames(&memory.walk(layout)), (abi::RM_STACK_UNREADABLE, 0), "a line would be guessed");
+        }
+        with_copies += 1;
+    }
+    assert!(with_copies >= 2, "free-threaded builds of 3.14 and later have them");
+}
+
+#[test]
+fn code_of_the_jit_makes_the_line_approximate_and_the_stack_another() {
+    let mut with_jit = 0;
+    for layout in known().iter().filter(|layout| layout.thread_executor != ABSENT) {
+        let mut memory = Pieces::thread(layout, frame_at(0));
+        memory.frame(layout, 0, 0, bytecode(layout));
+        let executor = THREAD + u64::from(layout.thread_executor);
+        memory.put_u64(executor, 0);
+        let plain = memory.walk(layout);
+        memory.put_u64(executor, 0x1000);
+        let jitted = memory.walk(layout);
+        assert_eq!((plain.approximate, jitted.approximate), (false, true));
+        assert_eq!((plain.frames.len(), jitted.frames.len()), (1, 1));
+        assert_ne!(plain.stack, jitted.stack);
+        with_jit += 1;
+    }
+    assert!(with_jit >= 2, "3.14 and later have one");
+}
+
 /// What the walker makes of an instruction's position, for one frame.
 fn position(layout: &Layout, raw: u64) -> i32 {
     let mut memory = Pieces::thread(layout, frame_at(0));
@@ -242,11 +295,11 @@ fn positions_negative_and_huge() {
                 assert!(position(layout, word(i32::MAX)) < 0, "no instruction is there");
             }
             _ => {
-                let first = CODE + u64::from(layout.code_bytecode);
+                let first = bytecode(layout);
                 for distance in [0, 2, 4096, 1 << 28] {
                     assert_eq!(position(layout, first + distance), i32::try_from(distance).unwrap());
                 }
-                for raw in [0, 1, CODE, first - 2, first + (1 << 28) + 2, first + (1 << 33), u64::MAX, 1 << 63] {
+                for raw in [0, 1, CODE - 8, first - 2, first + (1 << 28) + 2, first + (1 << 33), u64::MAX, 1 << 63] {
                     assert_eq!(position(layout, raw), -1, "{raw:#x}");
                 }
             }

@@ -5,7 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rmprof_bpf::python::layout::{Layout, for_version};
+use rmprof_bpf::python::layout::{Layout, Variant, for_build};
 
 /// One of them.
 pub struct Python {
@@ -15,11 +15,11 @@ pub struct Python {
     pub layout: &'static Layout,
 }
 
-/// Release builds of CPython with GIL alone: the others have no layout.
+/// Final releases of CPython alone: the others have no layout.
 const SCRIPT: &str = "import sys, sysconfig
-plain = sys.implementation.name == 'cpython' and sys.version_info[3] == 'final' and not hasattr(sys, 'gettotalrefcount') \
-and not sysconfig.get_config_var('Py_GIL_DISABLED')
-print(*sys.version_info[:2], int(plain), sys.executable)
+plain = sys.implementation.name == 'cpython' and sys.version_info[3] == 'final'
+free_threaded = bool(sysconfig.get_config_var('Py_GIL_DISABLED'))
+print(*sys.version_info[:2], int(plain), int(free_threaded), int(hasattr(sys, 'gettotalrefcount')), sys.executable)
 ";
 
 /// All that are found, each once.
@@ -40,19 +40,20 @@ pub fn found() -> Vec<Python> {
     found.into_values().collect()
 }
 
-/// `python`, `python3`, `python3.11`; not `python3-config`.
+/// `python`, `python3`, `python3.11`, `python3.14t`, `python3.11d`; not `python3-config`.
 fn is_python(name: &str) -> bool {
     let version = name.strip_prefix("python");
-    version.is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
+    version.is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit() || b".dt".contains(&byte)))
 }
 
 fn ask(program: &Path) -> Option<Python> {
     let mut command = Command::new(program);
     let output = command.args(["-c", SCRIPT]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    let mut words = text.trim_end().splitn(4, ' ');
+    let mut words = text.trim_end().splitn(6, ' ');
     let (major, minor) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let plain = words.next()? == "1";
+    let mut flag = || Some(words.next()? == "1");
+    let (plain, free_threaded, debug) = (flag()?, flag()?, flag()?);
     let program = PathBuf::from(words.next()?).canonicalize().ok()?;
-    for_version(major, minor).filter(|_| plain).map(|layout| Python { program, layout })
+    for_build(major, minor, Variant::of(free_threaded, debug)).filter(|_| plain).map(|layout| Python { program, layout })
 }

@@ -1,7 +1,9 @@
 //! `cargo xtask layouts`: writes `userspace/layouts/3.N.json` from the headers of an installed CPython 3.N.
 //!
-//! A small C program with `offsetof` and `sizeof` prints is compiled against the headers and run. What no header says stands
-//! in [`RULES`], each with the CPython source file that it comes from. To add a minor: a row in [`MINORS`], its rules, run it.
+//! A small C program with `offsetof` and `sizeof` prints is compiled against the headers and run, once for each variant of the minor
+//! (release, debug, free-threaded), by the macros that configure sets for it. The file has the release build whole, and of the others
+//! what differs. What no header says stands in [`RULES`], each with the CPython source file that it comes from. To add a minor: a row
+//! in [`MINORS`], its rules, run it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -17,7 +19,7 @@ use serde_json::{Map, Value};
 mod opcodes;
 mod rules;
 
-use rules::{Name, Number, RULES};
+use rules::{FREE_THREADED, Name, Number, RULES};
 
 /// What was typed after `cargo xtask layouts`.
 #[derive(clap::Args, Clone, Debug)]
@@ -47,7 +49,24 @@ struct Minor {
     number: u32,
     headers: &'static [&'static str],
     fields: &'static [Fields],
+    /// What the structs of its free-threaded builds have beside, where there are such builds.
+    free_threaded: Option<&'static [Fields]>,
 }
+
+/// A kind of build: its name in the data file, and what pyconfig.h then defines.
+struct Variant {
+    name: &'static str,
+    macros: &'static [&'static str],
+    free_threaded: bool,
+}
+
+/// The first is written whole.
+const VARIANTS: &[Variant] = &[
+    Variant { name: "release", macros: &[], free_threaded: false },
+    Variant { name: "debug", macros: &["Py_DEBUG"], free_threaded: false },
+    Variant { name: "free_threaded", macros: &["Py_GIL_DISABLED"], free_threaded: true },
+    Variant { name: "free_threaded_debug", macros: &["Py_GIL_DISABLED", "Py_DEBUG"], free_threaded: true },
+];
 
 const COMMON: Fields = &[
     ("thread_next", "offsetof(PyThreadState, next)"),
@@ -107,7 +126,17 @@ const EVAL_FRAME: Fields = &[("interpreter_eval_frame", "offsetof(PyInterpreterS
 const SINCE_3_12: Fields = &[("code_version", "offsetof(PyCodeObject, co_version)"), ("arena_bytes", "ARENA_SIZE")];
 
 const OWNED_BY_C_STACK: Fields = &[("owner_skip", "FRAME_OWNED_BY_CSTACK")];
-const SINCE_3_14: Fields = &[("owner_skip", "FRAME_OWNED_BY_INTERPRETER"), ("frame_code_tags", "Py_TAG_BITS")];
+const SINCE_3_14: Fields = &[
+    ("owner_skip", "FRAME_OWNED_BY_INTERPRETER"),
+    ("frame_code_tags", "Py_TAG_BITS"),
+    ("thread_executor", "offsetof(PyThreadState, current_executor)"),
+];
+
+const THREAD_BYTECODE: Fields = &[
+    ("frame_bytecode_index", "offsetof(_PyInterpreterFrame, tlbc_index)"),
+    ("code_thread_bytecode", "offsetof(PyCodeObject, co_tlbc)"),
+    ("thread_bytecode_entries", "offsetof(_PyCodeArray, entries)"),
+];
 
 const FRAME_SINCE_3_13: Fields = &[
     ("thread_head", "offsetof(PyThreadState, current_frame)"),
@@ -129,31 +158,36 @@ const SINCE_3_14_HEADERS: &[&str] = &[
 ];
 
 const MINORS: &[Minor] = &[
-    Minor { number: 6, headers: &["frameobject.h"], fields: &[COMMON, FRAME_OBJECT, LNOTAB, EVAL_FRAME] },
+    Minor { number: 6, headers: &["frameobject.h"], fields: &[COMMON, FRAME_OBJECT, LNOTAB, EVAL_FRAME], free_threaded: None },
     Minor {
         number: 7,
         headers: &["frameobject.h", "internal/pystate.h"],
         fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
+        free_threaded: None,
     },
     Minor {
         number: 8,
         headers: &["frameobject.h", "internal/pycore_pystate.h"],
         fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
+        free_threaded: None,
     },
     Minor {
         number: 9,
         headers: FRAME_OBJECT_HEADERS,
         fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, FINALIZING],
+        free_threaded: None,
     },
     Minor {
         number: 10,
         headers: FRAME_OBJECT_HEADERS,
         fields: &[COMMON, RUNTIME, FRAME_OBJECT, LINE_TABLE, KEY_OF_GILSTATE, FINALIZING],
+        free_threaded: None,
     },
     Minor {
         number: 11,
         headers: FRAME_HEADERS,
         fields: &[COMMON, RUNTIME, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_GILSTATE, FINALIZING],
+        free_threaded: None,
     },
     Minor {
         number: 12,
@@ -169,6 +203,7 @@ const MINORS: &[Minor] = &[
             SINCE_3_12,
             OWNED_BY_C_STACK,
         ],
+        free_threaded: None,
     },
     Minor {
         number: 13,
@@ -183,16 +218,19 @@ const MINORS: &[Minor] = &[
             SINCE_3_12,
             OWNED_BY_C_STACK,
         ],
+        free_threaded: Some(&[]),
     },
     Minor {
         number: 14,
         headers: SINCE_3_14_HEADERS,
         fields: &[COMMON, RUNTIME, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, SINCE_3_14],
+        free_threaded: Some(&[THREAD_BYTECODE]),
     },
     Minor {
         number: 15,
         headers: SINCE_3_14_HEADERS,
         fields: &[COMMON, RUNTIME, FRAME_LINKS, FRAME_SINCE_3_13, FINALIZING, SINCE_3_12, SINCE_3_14],
+        free_threaded: Some(&[THREAD_BYTECODE]),
     },
 ];
 
@@ -209,6 +247,11 @@ const OPTIONAL: &[&str] = &[
     "code_bytecode",
     "native_thread_id",
     "interpreter_eval_frame",
+    "thread_executor",
+    "frame_bytecode_index",
+    "code_thread_bytecode",
+    "thread_bytecode_entries",
+    "reserve_flags",
 ];
 
 /// Fields of `_Py_DebugOffsets` (3.13 and later) that are compared with the layout while a process runs.
@@ -241,6 +284,9 @@ const DEBUG_FIELDS: &[&str] = &[
     "unicode_object.asciiobject_size",
 ];
 
+/// And from 3.14 on.
+const DEBUG_FIELDS_SINCE_3_14: &[&str] = &["interpreter_frame.tlbc_index", "code_object.co_tlbc"];
+
 /// Writes the layouts of the versions given, or compares them with the files in the tree.
 ///
 /// # Errors
@@ -261,7 +307,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Some(folder) => folder.clone(),
             None => find_headers(minor)?,
         };
-        let layout = measure(minor, &include)
+        let layout = measure_all(minor, &include)
             .with_context(|| format!("headers of 3.{} in {}", minor.number, include.display()))?;
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../userspace/layouts/3.{}.json", minor.number));
         if !arguments.check {
@@ -335,9 +381,33 @@ fn find_headers(wanted: &Minor) -> Result<PathBuf> {
     )
 }
 
+/// The release build, and under `variants` what differs in the others.
+fn measure_all(minor: &Minor, include: &Path) -> Result<Map<String, Value>> {
+    let (release, others) = VARIANTS.split_first().context("no variant")?;
+    let mut layout = measure(minor, release, include)?;
+    let mut variants = Map::new();
+    for variant in others.iter().filter(|variant| !variant.free_threaded || minor.free_threaded.is_some()) {
+        let other = measure(minor, variant, include).with_context(|| format!("the {} build", variant.name))?;
+        variants.insert(variant.name.into(), Value::Object(difference(&layout, &other)));
+    }
+    layout.insert("variants".into(), variants.into());
+    Ok(layout)
+}
+
+/// What to lay over `old` to get `new`: values that differ, within objects too. Nothing that is in `old` is missing in `new`.
+fn difference(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
+    let differing = new.iter().filter(|(name, value)| old.get(*name) != Some(*value));
+    differing
+        .map(|(name, value)| match (old.get(name), value) {
+            (Some(Value::Object(old)), Value::Object(new)) => (name.clone(), difference(old, new).into()),
+            _ => (name.clone(), value.clone()),
+        })
+        .collect()
+}
+
 /// Compiles and runs the C program, adds the rules, checks that the offsets fit in the reads.
-fn measure(minor: &Minor, include: &Path) -> Result<Map<String, Value>> {
-    let printed = compile_and_run(&c_program(minor), include)?;
+fn measure(minor: &Minor, variant: &Variant, include: &Path) -> Result<Map<String, Value>> {
+    let printed = compile_and_run(&c_program(minor, variant), include)?;
     let mut numbers: BTreeMap<&str, u32> = BTreeMap::new();
     let mut debug = Map::new();
     let mut headers_of = "";
@@ -351,7 +421,8 @@ fn measure(minor: &Minor, include: &Path) -> Result<Map<String, Value>> {
     }
     let mut layout = Map::new();
     let mut sources = Map::new();
-    for rule in RULES.iter().filter(|rule| rule.minors.contains(&minor.number)) {
+    let more = if variant.free_threaded { FREE_THREADED } else { &[] };
+    for rule in RULES.iter().chain(more).filter(|rule| rule.minors.contains(&minor.number)) {
         match rule.value {
             Some(Number(number)) => drop(numbers.insert(rule.field, number)),
             Some(Name(name)) => drop(layout.insert(rule.field.into(), name.into())),
@@ -376,7 +447,13 @@ fn measure(minor: &Minor, include: &Path) -> Result<Map<String, Value>> {
 
 /// One read gets all that is wanted of a frame, another all of a code object: makes those offsets relative to where it starts.
 fn set_bases(numbers: &mut BTreeMap<&str, u32>) -> Result<()> {
-    const FRAME: &[(&str, u32)] = &[("frame_back", 8), ("frame_code", 8), ("frame_position", 8), ("frame_owner", 1)];
+    const FRAME: &[(&str, u32)] = &[
+        ("frame_back", 8),
+        ("frame_code", 8),
+        ("frame_position", 8),
+        ("frame_owner", 1),
+        ("frame_bytecode_index", 4),
+    ];
     const CODE: &[(&str, u32)] = &[
         ("code_first_line", 4),
         ("code_filename", 8),
@@ -403,8 +480,16 @@ fn set_bases(numbers: &mut BTreeMap<&str, u32>) -> Result<()> {
     Ok(())
 }
 
-fn c_program(minor: &Minor) -> String {
-    let mut text = String::from("#define Py_BUILD_CORE 1\n#include <Python.h>\n");
+fn c_program(minor: &Minor, variant: &Variant) -> String {
+    let mut text = String::from(
+        "#define Py_BUILD_CORE 1\n#include <pyconfig.h>\n\
+         #if defined(Py_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_GIL_DISABLED)\n\
+         #error these headers are of a debug or free-threaded build\n#endif\n",
+    );
+    for name in variant.macros {
+        let _ = writeln!(text, "#define {name} 1");
+    }
+    text.push_str("#include <Python.h>\n");
     for header in minor.headers {
         let _ = writeln!(text, "#include <{header}>");
     }
@@ -412,19 +497,19 @@ fn c_program(minor: &Minor) -> String {
         text,
         "#include <stddef.h>\n#include <stdio.h>\n\
          #if PY_MAJOR_VERSION != 3 || PY_MINOR_VERSION != {}\n#error these headers are of another version\n#endif\n\
-         #if defined(Py_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_GIL_DISABLED)\n\
-         #error these headers are of a debug or free-threaded build\n#endif\n\
          #define STATE_BIT(field) ({{ PyASCIIObject o = {{0}}; unsigned word; o.state.field = 1; \
          __builtin_memcpy(&word, &o.state, 4); (unsigned)__builtin_ctz(word); }})\n\
          #define SHOW(name, value) printf(\"%s %lu\\n\", name, (unsigned long)(value))\n\
          int main(void) {{\nputs(\"headers_of \" PY_VERSION);\n",
         minor.number
     );
-    for (name, expression) in minor.fields.iter().copied().flatten() {
+    let more = if variant.free_threaded { minor.free_threaded.unwrap_or_default() } else { &[] };
+    for (name, expression) in minor.fields.iter().chain(more).copied().flatten() {
         let _ = writeln!(text, "SHOW(\"{name}\", {expression});");
     }
     if minor.number >= 13 {
-        for name in DEBUG_FIELDS {
+        let more = if minor.number >= 14 { DEBUG_FIELDS_SINCE_3_14 } else { &[] };
+        for name in DEBUG_FIELDS.iter().chain(more) {
             let _ = writeln!(text, "SHOW(\"debug:{name}\", offsetof(_Py_DebugOffsets, {name}));");
         }
     }
@@ -449,6 +534,8 @@ fn compile_and_run_in(folder: &Path, program: &str, include: &Path) -> Result<St
         .arg(include)
         .arg("-I")
         .arg(include.join("internal"))
+        .arg("-I") // what the headers of free-threaded builds include
+        .arg(include.join("internal/mimalloc"))
         // Debian's pyconfig.h includes <x86_64-linux-gnu/python3.N/pyconfig.h>, beside the folder of the headers.
         .arg("-idirafter")
         .arg(include.join(".."))

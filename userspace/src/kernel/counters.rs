@@ -117,6 +117,12 @@ pub const COUNTERS: &[Counter] = &[
     ),
     row(abi::RM_COUNT_PROCESSES_FULL, "processes_full", true, "too many processes: a fork is not measured"),
     row(
+        abi::RM_COUNT_APPROXIMATE,
+        "approximate",
+        false,
+        "an event in code that Python's JIT had compiled: its line may be an earlier one of the same function",
+    ),
+    row(
         abi::RM_COUNT_NO_TALLY,
         "no_tally",
         true,

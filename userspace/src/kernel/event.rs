@@ -264,7 +264,11 @@ fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
     Some(Event::Stack {
         process,
         id: StackId(field(record, offset_of!(abi::rm_stack_event, stack))?),
-        stack: Stack { status: stack_status(status), frames },
+        stack: Stack {
+            status: stack_status(status),
+            frames,
+            approximate: field::<u32>(record, offset_of!(abi::rm_stack_event, approximate))? != 0,
+        },
         thread_state: field(record, offset_of!(abi::rm_stack_event, thread_state))?,
         thread_pointer: field(record, offset_of!(abi::rm_stack_event, fsbase))?,
     })

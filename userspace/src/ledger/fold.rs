@@ -86,6 +86,8 @@ pub struct LineTotals {
     pub resident_bytes: u64,
     /// The number of that event among those of its process.
     pub last_event: u64,
+    /// Events whose innermost frame is on the line may have been further on in its function ([`Stack::approximate`]).
+    pub approximate: bool,
 }
 
 impl LineTotals {
@@ -180,6 +182,7 @@ impl<R: FnMut(Frame) -> Resolved> Folder<R> {
             Some(Resolved::Line(position)) => {
                 let totals = self.folded.lines.entry(position).or_default();
                 totals.self_net = totals.self_net.saturating_add(counts.net_bytes());
+                totals.approximate |= stack.approximate;
             }
             Some(_) => self.add_other(Reason::CodeNotRead, counts),
             None => self.add_other(without_frames(stack), counts),

@@ -35,7 +35,7 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
     let mut counts = Vec::new();
     for (index, (status, frames, site)) in sites.into_iter().enumerate() {
         let id = StackId(index as u64 + 1);
-        stacks.insert(id, Stack { status, frames });
+        stacks.insert(id, Stack { status, frames, approximate: false });
         counts.push((id, site));
     }
     fold(counts, &stacks, resolve)
@@ -156,7 +156,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
 fn any_stack() -> impl Strategy<Value = Stack> {
     use StackStatus::*;
     let status = prop::sample::select(vec![Complete, Truncated, NoPythonFrame, ReadFailed, StartUp]);
-    (status, prop::collection::vec(any_frame(), 0..8)).prop_map(|(status, frames)| Stack { status, frames })
+    (status, prop::collection::vec(any_frame(), 0..8)).prop_map(|(status, frames)| Stack { status, frames, approximate: false })
 }
 
 proptest! {

@@ -50,6 +50,8 @@ pub struct Stack {
     pub status: StackStatus,
     /// Innermost first.
     pub frames: Vec<Frame>,
+    /// Code of Python's JIT ran: the innermost frame may have been further on in its function than its position says.
+    pub approximate: bool,
 }
 
 /// What the kernel summed for one stack of one process. All bytes are exact counts, never estimates.

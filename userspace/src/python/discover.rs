@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::code::Memory;
-use super::layout::{self, Layout};
+use super::layout::{self, Layout, Variant};
 use super::runtime;
 use super::thread_slot::{self, ThreadSlot};
 use super::version::{Release, release_of};
@@ -169,7 +169,14 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
             "the file was stripped of its dynamic symbols: use the distribution's own",
         )
     })?;
-    refuse_other_builds(module, release, runtime, layout)?;
+    let variant = Variant::of(is_free_threaded(module.file, runtime, layout), is_debug(module.file));
+    let layout = layout::for_build(major, minor, variant).ok_or_else(|| {
+        refusal(
+            format!("{path} is CPython {major}.{minor}.{micro}{}, a build that is not known", variant.suffix()),
+            "run the program with a release build",
+        )
+    })?;
+    refuse_other_builds(module, release, layout)?;
     let runtime_address = runtime.wrapping_add(module.load_bias);
     let thread_slot = thread_slot::find(module, runtime_address, layout).ok_or_else(|| {
         refusal(
@@ -190,21 +197,14 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
     })
 }
 
-/// Builds whose structs or allocators differ: free-threaded, debug, from before the final release.
-fn refuse_other_builds(module: &Module<'_>, release: Release, runtime: u64, layout: &Layout) -> Result<(), Refusal> {
+/// Builds whose structs differ: with a list of all objects, from before the final release.
+fn refuse_other_builds(module: &Module<'_>, release: Release, layout: &Layout) -> Result<(), Refusal> {
     let (major, minor, micro) = release.numbers();
-    let name = format!("{} is CPython {major}.{minor}.{micro}", shown(module.path));
-    if is_free_threaded(module.file, runtime, layout) {
+    let name = format!("{} is CPython {major}.{minor}.{micro}{}", shown(module.path), layout.variant.suffix());
+    if has_other_objects(module.file, layout) {
         return Err(refusal(
-            format!("{name}, a free-threaded build; supported are builds with the GIL"),
-            "run the program with python3 instead of python3t",
-        ));
-    }
-    // Both are compiled under Py_REF_DEBUG alone (Objects/object.c); the second is data up to 3.11.
-    if ["_Py_NegativeRefcount", "_Py_RefTotal"].iter().any(|symbol| module.file.symbol(symbol).is_some()) {
-        return Err(refusal(
-            format!("{name}, a debug build; supported are release builds"),
-            "run the program with a Python configured without --with-pydebug",
+            format!("{name}, whose objects have another head than such a build's: was it configured --with-trace-refs?"),
+            "run the program with a Python configured without that",
         ));
     }
     if !release.is_final() {
@@ -214,6 +214,23 @@ fn refuse_other_builds(module: &Module<'_>, release: Release, runtime: u64, layo
         ));
     }
     Ok(())
+}
+
+/// Has the interpreter's own object `PyCode_Type` a longer or shorter head? Its `ob_size` is 0, and two words further `tp_basicsize` is
+/// not: with a head of 16 bytes more, as with a list of all objects, that word is `ob_size`.
+fn has_other_objects(file: &dyn SymbolSource, layout: &Layout) -> bool {
+    let Some((code_type, _)) = file.symbol("PyCode_Type") else { return false };
+    let word = |offset: u32| {
+        let bytes = file.read_at_address(code_type.wrapping_add(offset.into()), 8)?;
+        Some(u64::from_le_bytes(*bytes.first_chunk()?))
+    };
+    let (size, basic_size) = (word(layout.bytes_length), word(layout.bytes_length + 16));
+    size.is_some_and(|size| size != 0) || basic_size == Some(0)
+}
+
+/// By what is compiled under `Py_REF_DEBUG` alone (Objects/object.c); the second is data up to 3.11.
+fn is_debug(file: &dyn SymbolSource) -> bool {
+    ["_Py_NegativeRefcount", "_Py_RefTotal"].iter().any(|symbol| file.symbol(symbol).is_some())
 }
 
 /// By `_Py_DebugOffsets.free_threaded`, which stands in the file (3.13 and later), or by the function that only they export

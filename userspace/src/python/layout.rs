@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::line_table::LineTableKind;
 use super::runtime::RuntimeKind;
@@ -61,7 +62,49 @@ impl CleanUpCodes {
     }
 }
 
-/// The layout of one minor version, release build with GIL, x86-64: offsets in bytes from the start of the object, unless said.
+/// A kind of build whose structs differ from those of others of its minor version, by what configure was told.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// As it comes, with the GIL.
+    #[default]
+    Release,
+    /// `--with-pydebug`.
+    Debug,
+    /// `--disable-gil`.
+    FreeThreaded,
+    /// Both.
+    FreeThreadedDebug,
+}
+
+impl Variant {
+    /// By what is told of a file.
+    pub fn of(free_threaded: bool, debug: bool) -> Self {
+        match (free_threaded, debug) {
+            (false, false) => Self::Release,
+            (false, true) => Self::Debug,
+            (true, false) => Self::FreeThreaded,
+            (true, true) => Self::FreeThreadedDebug,
+        }
+    }
+
+    /// Has it no GIL?
+    pub fn is_free_threaded(self) -> bool {
+        matches!(self, Self::FreeThreaded | Self::FreeThreadedDebug)
+    }
+
+    /// What follows the version's number where CPython names such a build: `t`, `d`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Release => "",
+            Self::Debug => "d",
+            Self::FreeThreaded => "t",
+            Self::FreeThreadedDebug => "td",
+        }
+    }
+}
+
+/// The layout of one minor version and variant, x86-64: offsets in bytes from the start of the object, unless said.
 /// The names up to `arena_bytes` are those of `struct rm_layout`; the others serve user space alone.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +113,9 @@ pub struct Layout {
     pub major: u8,
     /// Second number of the version.
     pub minor: u8,
+    /// Which of its builds.
+    #[serde(default)]
+    pub variant: Variant,
     /// The first release of the minor that is laid out like this.
     pub since_micro: u8,
     /// Of which release the headers were that the offsets come from.
@@ -80,6 +126,8 @@ pub struct Layout {
     pub thread_head_hop: u32,
     /// `PyThreadState.thread_id`: `pthread_self()` of its thread.
     pub thread_thread_id: u32,
+    /// `PyThreadState.current_executor`: not NULL while it runs code of the JIT, which does not always keep the position (3.14 and later).
+    pub thread_executor: u32,
     /// Where the read of a frame starts.
     pub frame_base: u32,
     /// Within that read: the caller's frame, u64.
@@ -92,6 +140,8 @@ pub struct Layout {
     pub frame_position: u32,
     /// Within that read: i8 owner.
     pub frame_owner: u32,
+    /// Within that read: i32, which of the code object's copies of the bytecode is executed (free-threaded, 3.14 and later).
+    pub frame_bytecode_index: u32,
     /// Frames with this owner or more are the interpreter's own.
     pub owner_skip: u32,
     /// [`POSITION_BYTES`], [`POSITION_UNITS`] or [`POSITION_POINTER`].
@@ -114,6 +164,10 @@ pub struct Layout {
     pub code_version: u32,
     /// From the start of the code object: the first instruction (3.11 and later).
     pub code_bytecode: u32,
+    /// From the start of the code object: pointer to its copies of the bytecode, one a thread (free-threaded, 3.14 and later).
+    pub code_thread_bytecode: u32,
+    /// And from there to the first copy's address.
+    pub thread_bytecode_entries: u32,
     /// `PyObject.ob_type`.
     pub object_type: u32,
     /// Characters of a str, i64.
@@ -136,6 +190,8 @@ pub struct Layout {
     pub bytes_data: u32,
     /// What pymalloc asks of `mmap` at a time, bytes.
     pub arena_bytes: u32,
+    /// Flags of the `mmap` by which mimalloc reserves address space for what it hands out (free-threaded).
+    pub reserve_flags: u32,
     /// Where the state of the whole process is found, called `_PyRuntime` in what follows.
     pub runtime: RuntimeKind,
     /// `_PyRuntime` to its first interpreter (`interpreters.head`).
@@ -181,16 +237,45 @@ const FILES: &[&str] = &[
     include_str!("../../layouts/3.15.json"),
 ];
 
-/// All layouts, oldest version first.
+/// All layouts, oldest version first, of each the variants in their order.
 pub fn known() -> &'static [Layout] {
     static LAYOUTS: OnceLock<Vec<Layout>> = OnceLock::new();
     // A file that does not parse cannot be built in: a test reads them all.
-    LAYOUTS.get_or_init(|| FILES.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+    LAYOUTS.get_or_init(|| FILES.iter().filter_map(|text| of_file(text).ok()).flatten().collect())
 }
 
-/// The layout of a version, where it is known.
+/// The release build's layout, and those of the variants, each laid over it.
+fn of_file(text: &str) -> Result<Vec<Layout>, serde_json::Error> {
+    let mut release: Map<String, Value> = serde_json::from_str(text)?;
+    let variants = release.remove("variants").unwrap_or_default();
+    let variants: BTreeMap<Variant, Map<String, Value>> = serde_json::from_value(variants)?;
+    let others = variants.into_iter().map(|(variant, difference)| {
+        let mut layout = release.clone();
+        lay_over(&mut layout, difference);
+        Ok(Layout { variant, ..serde_json::from_value(layout.into())? })
+    });
+    let others = others.collect::<Result<Vec<_>, _>>()?;
+    let release: Layout = serde_json::from_value(release.into())?;
+    Ok(std::iter::once(release).chain(others).collect())
+}
+
+fn lay_over(under: &mut Map<String, Value>, over: Map<String, Value>) {
+    for (name, value) in over {
+        match (under.get_mut(&name), value) {
+            (Some(Value::Object(under)), Value::Object(over)) => lay_over(under, over),
+            (_, value) => drop(under.insert(name, value)),
+        }
+    }
+}
+
+/// The layout of a version's release build, where it is known.
 pub fn for_version(major: u8, minor: u8) -> Option<&'static Layout> {
-    known().iter().find(|layout| (layout.major, layout.minor) == (major, minor))
+    for_build(major, minor, Variant::Release)
+}
+
+/// The layout of a build, where it is known.
+pub fn for_build(major: u8, minor: u8, variant: Variant) -> Option<&'static Layout> {
+    known().iter().find(|layout| (layout.major, layout.minor, layout.variant) == (major, minor, variant))
 }
 
 /// The versions that are known, for a person: `3.6 to 3.15`.
@@ -241,6 +326,12 @@ impl Layout {
         if self.position_kind == POSITION_POINTER && self.code_bytecode > LONGEST {
             return Err("code_bytecode is absent although the position is a pointer".into());
         }
+        if (self.code_thread_bytecode == ABSENT) != (self.frame_bytecode_index == ABSENT)
+            || (self.code_thread_bytecode != ABSENT
+                && (self.code_thread_bytecode > LONGEST || self.thread_bytecode_entries > LONGEST))
+        {
+            return Err("where a thread's bytecode is, is told in part".into());
+        }
         if self.frame_code_tags > 7 {
             return Err(format!("frame_code_tags is {:#x}: code objects are aligned to 8", self.frame_code_tags));
         }
@@ -260,6 +351,7 @@ impl Layout {
             ("frame_code", self.frame_code, 8, FRAME_READ, false),
             ("frame_position", self.frame_position, position_bytes, FRAME_READ, false),
             ("frame_owner", self.frame_owner, 1, FRAME_READ, true),
+            ("frame_bytecode_index", self.frame_bytecode_index, 4, FRAME_READ, true),
             ("code_first_line", self.code_first_line, 4, CODE_READ, false),
             ("code_filename", self.code_filename, 8, CODE_READ, false),
             ("code_name", self.code_name, 8, CODE_READ, false),
@@ -287,13 +379,20 @@ mod tests {
     fn every_file_is_read_and_holds_together() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/layouts");
         let files = std::fs::read_dir(folder).unwrap().count();
-        assert_eq!(known().len(), files, "a file of {folder} is not in FILES, or does not parse");
+        for text in FILES {
+            assert!(of_file(text).unwrap().len() >= 2, "a release build, and a debug build");
+        }
+        let releases = known().iter().filter(|layout| layout.variant == Variant::Release).count();
+        assert_eq!((FILES.len(), releases), (files, files), "a file of {folder} is not in FILES");
         for layout in known() {
             assert_eq!(layout.validate(), Ok(()), "3.{}", layout.minor);
             assert!(layout.rules.contains_key("position_kind") && layout.rules.contains_key("line_table_kind"));
             assert_eq!(layout.debug_offsets.is_empty(), layout.minor < 13);
+            assert_eq!(layout.reserve_flags != ABSENT, layout.variant.is_free_threaded());
         }
-        assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor)));
+        assert!(known().is_sorted_by_key(|layout| (layout.major, layout.minor, layout.variant)));
+        let free_threaded = known().iter().filter(|layout| layout.variant == Variant::FreeThreaded);
+        assert_eq!(free_threaded.map(|layout| layout.minor).collect::<Vec<_>>(), [13, 14, 15]);
         assert_eq!(supported_range(), "3.6 to 3.15");
         assert_eq!(for_version(3, 11).map(|layout| layout.minor), Some(11));
         assert_eq!(for_version(3, 5), None);
@@ -322,7 +421,7 @@ mod tests {
         for text in FILES {
             let value: serde_json::Value = serde_json::from_str(text).unwrap();
             // Worked out from the others where the struct is filled.
-            for name in names.iter().filter(|name| !["frame_bytes", "lines_mended"].contains(name)) {
+            for name in names.iter().filter(|name| !["frame_bytes", "lines_mended", "pad"].contains(name)) {
                 assert!(value[*name].is_u64(), "{name} is not in the layout");
             }
         }

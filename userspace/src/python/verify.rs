@@ -4,7 +4,7 @@
 use std::io;
 
 use super::code::Memory;
-use super::layout::Layout;
+use super::layout::{ABSENT, Layout};
 
 /// Bounds of the walks over the lists: a damaged list may have a ring in it.
 const MOST_INTERPRETERS: usize = 1024;
@@ -150,6 +150,8 @@ const FIELDS: &[(&str, Within, Field)] = &[
     ("interpreter_frame.executable", FrameRead, |l| &mut l.frame_code),
     ("interpreter_frame.instr_ptr", FrameRead, |l| &mut l.frame_position),
     ("interpreter_frame.owner", FrameRead, |l| &mut l.frame_owner),
+    ("interpreter_frame.tlbc_index", FrameRead, |l| &mut l.frame_bytecode_index),
+    ("code_object.co_tlbc", Struct, |l| &mut l.code_thread_bytecode),
     ("code_object.filename", CodeRead, |l| &mut l.code_filename),
     ("code_object.name", CodeRead, |l| &mut l.code_name),
     ("code_object.qualname", CodeRead, |l| &mut l.code_qualname),
@@ -189,6 +191,9 @@ pub fn with_live_offsets(
             CodeRead => layout.code_base,
         };
         let field = field(&mut merged);
+        if *field == ABSENT {
+            continue; // it has none: 0 stands there
+        }
         let expected = u64::from(*field) + u64::from(base);
         if live != expected {
             differences.push(Difference { name, expected, live });
@@ -222,8 +227,11 @@ impl<M: Memory + ?Sized> Table<'_, M> {
     fn check_build(&self) -> Result<(), OffsetsError> {
         let minor = u32::from_be_bytes([self.layout.major, self.layout.minor, 0, 0]) >> 16;
         // The low half of the version is the micro and the level, which change no offset.
-        let checks =
-            [("cookie", 0, u64::from_le_bytes(*b"xdebugpy")), ("version", 16, minor.into()), ("free_threaded", 0, 0)];
+        let checks = [
+            ("cookie", 0, u64::from_le_bytes(*b"xdebugpy")),
+            ("version", 16, minor.into()),
+            ("free_threaded", 0, self.layout.variant.is_free_threaded().into()),
+        ];
         for (what, shift, wanted) in checks {
             let found = self.value(what)?.unwrap_or_default();
             if found >> shift != wanted {
@@ -305,10 +313,12 @@ mod tests {
     /// `_Py_DebugOffsets` as it should be for a layout.
     fn debug_offsets(layout: &Layout) -> Words {
         let mut words = BTreeMap::new();
-        let mut put = |name: &str, value| words.insert(RUNTIME + u64::from(layout.debug_offsets[name]), value);
+        let mut put = |name: &str, value| {
+            layout.debug_offsets.get(name).map(|at| words.insert(RUNTIME + u64::from(*at), value));
+        };
         put("cookie", u64::from_le_bytes(*b"xdebugpy"));
-        put("version", 0x030d_00f0);
-        put("free_threaded", 0);
+        put("version", u64::from(u32::from_be_bytes([layout.major, layout.minor, 0, 0xf0])));
+        put("free_threaded", layout.variant.is_free_threaded().into());
         let mut copy = layout.clone();
         for (name, within, field) in FIELDS {
             let base = match within {
@@ -316,9 +326,18 @@ mod tests {
                 FrameRead => layout.frame_base,
                 CodeRead => layout.code_base,
             };
-            put(name, u64::from(*field(&mut copy) + base));
+            let offset = *field(&mut copy);
+            put(name, if offset == ABSENT { 0 } else { u64::from(offset + base) });
         }
         Words(words)
+    }
+
+    #[test]
+    fn every_variant_agrees_with_what_it_says_of_itself() {
+        for layout in super::super::layout::known() {
+            let said = debug_offsets(layout);
+            assert_eq!(with_live_offsets(&said, RUNTIME, layout).unwrap(), (layout.clone(), vec![]));
+        }
     }
 
     #[test]

@@ -47,6 +47,7 @@ struct JsonHealth<'r> {
     truncated_stacks: u64,
     unresolved_frames: u64,
     unattributed_bytes: u64,
+    approximate_events: u64,
     counters: BTreeMap<&'r str, u64>,
 }
 
@@ -104,6 +105,8 @@ struct JsonLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_bytes: Option<u64>,
     live_bytes: i64,
+    #[serde(skip_serializing_if = "is_false")]
+    approximate: bool,
 }
 
 #[derive(Serialize)]
@@ -151,6 +154,7 @@ fn health(health: &Health) -> JsonHealth<'_> {
         truncated_stacks: health.truncated_stacks,
         unresolved_frames: health.unresolved_frames,
         unattributed_bytes: health.unattributed_bytes,
+        approximate_events: health.approximate_events,
         counters: health.counters.iter().map(|(name, value)| (name.as_str(), *value)).collect(),
     }
 }
@@ -203,7 +207,14 @@ fn json_line(line: &Line, source: Option<&str>) -> JsonLine {
         frees: line.frees,
         peak_bytes: line.peak_bytes,
         live_bytes: line.live_bytes,
+        approximate: line.approximate,
     }
+}
+
+/// Of a flag that is there only where it is set.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's way to ask
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A time in UTC with milliseconds; `None` outside the years that RFC 3339 can write.

@@ -37,15 +37,25 @@ pub struct Health {
     pub unresolved_frames: u64,
     /// Bytes (absolute) whose stack was lost or unreadable.
     pub unattributed_bytes: u64,
+    /// Events in code of Python's JIT, whose lines are approximate. By design of the JIT, and so nothing that went wrong.
+    pub approximate_events: u64,
     /// Every counter of the kernel side that is not zero: name and value. Only of things that went wrong: one of them makes
     /// the report say that it is not clean.
     pub counters: Vec<(String, u64)>,
 }
 
 impl Health {
-    /// Nothing was lost, cut or unknown. The number of events says nothing about that.
+    /// Nothing was lost, cut or unknown. The numbers of events say nothing about that.
     pub fn is_clean(&self) -> bool {
-        let Self { events: _, lost, truncated_stacks, unresolved_frames, unattributed_bytes, counters } = self;
+        let Self {
+            events: _,
+            approximate_events: _,
+            lost,
+            truncated_stacks,
+            unresolved_frames,
+            unattributed_bytes,
+            counters,
+        } = self;
         [lost, truncated_stacks, unresolved_frames, unattributed_bytes].into_iter().all(|count| *count == 0)
             && counters.iter().all(|(_, value)| *value == 0)
     }
@@ -137,6 +147,8 @@ pub struct Line {
     pub peak_bytes: Option<u64>,
     /// Bytes asked for and not released yet, callees included.
     pub live_bytes: i64,
+    /// Python's JIT had compiled it: some of its bytes may be of a later line of the same function.
+    pub approximate: bool,
 }
 
 /// Bytes on no line, with the reason.

@@ -74,6 +74,7 @@ fn health_of(totals: &Totals) -> Health {
         events: count("events"),
         lost: faults.clone().map(|(_, value)| *value).sum(),
         truncated_stacks: count("stack_truncated"),
+        approximate_events: count("approximate"),
         unresolved_frames: 0,
         unattributed_bytes: totals.siteless.0.saturating_add(totals.siteless.1),
         counters: faults.map(|(row, value)| (row.name.to_owned(), *value)).collect(),
@@ -161,7 +162,7 @@ fn fold_image(image: &mut Image, totals: &Totals) -> (Vec<(StackId, SiteCounts)>
         sites.push((*stack, *counts));
         let frameless = !matches!(status, StackStatus::Complete | StackStatus::Truncated);
         if frameless && !image.stacks.contains_key(stack) {
-            image.stacks.insert(*stack, Stack { status: *status, frames: Vec::new() });
+            image.stacks.insert(*stack, Stack { status: *status, frames: Vec::new(), approximate: false });
         }
     }
     sites.extend(image.mapped.iter().map(|(stack, counts)| (*stack, *counts)));
@@ -210,6 +211,7 @@ fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
         peak_bytes: None,
         // Resident pages have no owner: what a line gained is not known to be what another lost.
         live_bytes: if mode.counts_blocks() { sums.live } else { 0 },
+        approximate: sums.approximate,
     }
 }
 

@@ -39,7 +39,8 @@ fn set_thread_slot(process: &mut abi::rm_process, interpreter: &Interpreter) {
 fn frame_bytes(layout: &Layout) -> u32 {
     let position = if layout.position_kind == abi::RM_POSITION_POINTER { 8 } else { 4 };
     let owner = if layout.frame_owner == abi::RM_ABSENT { 0 } else { layout.frame_owner + 1 };
-    (layout.frame_back + 8).max(layout.frame_code + 8).max(layout.frame_position + position).max(owner)
+    let index = if layout.frame_bytecode_index == abi::RM_ABSENT { 0 } else { layout.frame_bytecode_index + 4 };
+    (layout.frame_back + 8).max(layout.frame_code + 8).max(layout.frame_position + position).max(owner).max(index)
 }
 
 /// The data file's fields as the walker's struct, name by name.
@@ -48,6 +49,7 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         thread_head: layout.thread_head,
         thread_head_hop: layout.thread_head_hop,
         thread_thread_id: layout.thread_thread_id,
+        thread_executor: layout.thread_executor,
         frame_base: layout.frame_base,
         frame_bytes: frame_bytes(layout),
         frame_back: layout.frame_back,
@@ -55,6 +57,7 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         frame_code_tags: layout.frame_code_tags,
         frame_position: layout.frame_position,
         frame_owner: layout.frame_owner,
+        frame_bytecode_index: layout.frame_bytecode_index,
         owner_skip: layout.owner_skip,
         position_kind: layout.position_kind,
         code_base: layout.code_base,
@@ -67,6 +70,8 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         code_code: layout.code_code,
         lines_mended: with_cleanup::is_needed(layout.minor).into(),
         code_bytecode: layout.code_bytecode,
+        code_thread_bytecode: layout.code_thread_bytecode,
+        thread_bytecode_entries: layout.thread_bytecode_entries,
         object_type: layout.object_type,
         str_length: layout.str_length,
         str_state: layout.str_state,
@@ -78,6 +83,8 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         bytes_length: layout.bytes_length,
         bytes_data: layout.bytes_data,
         arena_bytes: layout.arena_bytes,
+        reserve_flags: layout.reserve_flags,
+        pad: 0,
         clean_up: layout.clean_up.as_ref().map_or(NO_CLEAN_UP, clean_up_of),
     }
 }

@@ -146,3 +146,25 @@ pub const RULES: &[Rule] = &[
         source: "Objects/obmalloc.c: ARENA_BITS 20 where WITH_PYMALLOC_RADIX_TREE (the default)",
     },
 ];
+
+/// What holds for free-threaded builds beside, and in place of what is said above.
+pub const FREE_THREADED: &[Rule] = &[
+    Rule {
+        minors: 13..=15,
+        field: "reserve_flags",
+        value: Some(Number(0x4022)),
+        source: "Objects/mimalloc/prim/unix/prim.c, unix_mmap: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE",
+    },
+    Rule {
+        minors: 13..=15,
+        field: "arena_bytes",
+        value: Some(Number(16 << 10)),
+        source: "Python/pystate.c: DATA_STACK_CHUNK_SIZE, all that is asked of the allocator of arenas: mimalloc is used in place of pymalloc",
+    },
+    Rule {
+        minors: 14..=15,
+        field: "code_thread_bytecode",
+        value: None,
+        source: "Include/internal/pycore_frame.h, _PyFrame_GetBytecode: co_tlbc->entries[tlbc_index], a copy of the bytecode for each thread",
+    },
+];

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::super::discover::{Module, SymbolSource, find};
-use super::super::layout::for_version;
+use super::super::layout::{Variant, for_version};
 use super::interpreters::installed;
 use super::process::Process;
 
@@ -85,11 +85,14 @@ fn answer(path: &str, file: &Made) -> Result<Option<(u8, u8, u8)>, String> {
 fn other_builds_are_refused_by_name() {
     let refused = |file: &Made| answer("/lib/libpython.so", file).unwrap_err();
     assert_eq!(answer("/lib/libpython.so", &cpython(0x030d_05f0, &[])), Ok(Some((3, 13, 5))));
-    let mut free_threaded = cpython(0x030d_05f0, &[]);
-    free_threaded.bytes.insert(0x5000 + 16, 1u64.to_le_bytes().to_vec());
-    assert!(refused(&free_threaded).contains("free-threaded"));
-    assert!(refused(&cpython(0x030d_05f0, &["_Py_MergeZeroLocalRefcount"])).contains("free-threaded"));
-    assert!(refused(&cpython(0x030c_01f0, &["_Py_NegativeRefcount"])).contains("debug build"));
+    let head = |words: [u64; 7]| {
+        let mut made = cpython(0x030b_02f0, &["PyCode_Type"]);
+        made.bytes.extend(words.iter().zip(0..).map(|(word, index)| (0x2000 + 8 * index, word.to_le_bytes().to_vec())));
+        made
+    };
+    // ob_refcnt, ob_type, ob_size, tp_name, tp_basicsize; and the same after two pointers.
+    assert_eq!(answer("/lib/libpython.so", &head([1, 0, 0, 0x8000, 176, 1, 0])), Ok(Some((3, 11, 2))));
+    assert!(refused(&head([0, 0, 1, 0, 0, 0x8000, 176])).contains("trace-refs"));
     assert!(refused(&cpython(0x030d_00c3, &[])).contains("before its final release"));
     assert_eq!(refused(&cpython(0x0310_02f0, &[])), "/lib/libpython.so is CPython 3.16.2; supported are 3.6 to 3.15");
     assert!(refused(&cpython(0x0307_03f0, &[])).contains("3.7.3; supported are 3.7.4 and later"));
@@ -101,6 +104,23 @@ fn other_builds_are_refused_by_name() {
     assert!(answer("/opt/libpypy3.11-c.so", &Made::default()).unwrap_err().contains("PyPy"));
     assert!(answer("/x/\n\u{1b}[2J", &cpython(0x0310_02f0, &[])).unwrap_err().starts_with("/x/\\n\\u{1b}[2J is"));
     assert_eq!(answer("/lib/libc.so.6", &Made::default()), Ok(None));
+}
+
+#[test]
+fn variants_are_told_by_what_only_they_have() {
+    let variant = |file: &Made| {
+        let module = Module { path: Path::new("/lib/libpython.so"), load_bias: 0x10_0000, file };
+        find(&[module], None).unwrap().unwrap().layout.variant
+    };
+    assert_eq!(variant(&cpython(0x030d_05f0, &[])), Variant::Release);
+    let mut free_threaded = cpython(0x030d_05f0, &[]);
+    free_threaded.bytes.insert(0x5000 + 16, 1u64.to_le_bytes().to_vec());
+    assert_eq!(variant(&free_threaded), Variant::FreeThreaded);
+    assert_eq!(variant(&cpython(0x030d_05f0, &["_Py_MergeZeroLocalRefcount"])), Variant::FreeThreaded);
+    assert_eq!(variant(&cpython(0x030c_01f0, &["_Py_NegativeRefcount"])), Variant::Debug);
+    assert_eq!(variant(&cpython(0x0307_05f0, &["_Py_RefTotal"])), Variant::Debug);
+    free_threaded.symbols.insert("_Py_NegativeRefcount", 0x2000);
+    assert_eq!(variant(&free_threaded), Variant::FreeThreadedDebug);
 }
 
 #[test]

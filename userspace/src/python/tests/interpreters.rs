@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use super::super::layout::{Layout, for_version, known};
+use super::super::layout::{Layout, Variant, for_build, known};
 
 /// An installed Python, of any version and kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,16 +23,17 @@ pub(super) struct Installed {
 }
 
 impl Installed {
-    /// The layout of a release build with GIL.
+    /// The layout of its build.
     pub(super) fn layout(&self) -> Option<&'static Layout> {
-        let plain = self.implementation == "cpython" && self.level == "final" && !self.flags.contains(['d', 't']);
-        for_version(self.version.0, self.version.1).filter(|_| plain)
+        let variant = Variant::of(self.flags.contains('t'), self.flags.contains('d'));
+        let plain = self.implementation == "cpython" && self.level == "final";
+        for_build(self.version.0, self.version.1, variant).filter(|_| plain)
     }
 }
 
-const SCRIPT: &str = "import sys, platform
+const SCRIPT: &str = "import sys, sysconfig, platform
 print(*sys.version_info[:4])
-print(getattr(sys, 'abiflags', '') + ('d' if hasattr(sys, 'gettotalrefcount') else '') or '-')
+print(('t' if sysconfig.get_config_var('Py_GIL_DISABLED') else '') + ('d' if hasattr(sys, 'gettotalrefcount') else '') or '-')
 print(platform.python_implementation().lower())
 print(sys.executable)
 ";
@@ -50,8 +51,8 @@ pub(super) fn installed() -> &'static [Installed] {
 pub(super) fn supported() -> Vec<(&'static Installed, &'static Layout)> {
     let found: Vec<_> = installed().iter().filter_map(|python| Some((python, python.layout()?))).collect();
     for layout in known() {
-        if !found.iter().any(|(_, known)| known.minor == layout.minor) {
-            eprintln!("skipped: no CPython {}.{} is installed", layout.major, layout.minor);
+        if !found.iter().any(|(_, known)| *known == layout) {
+            eprintln!("skipped: no CPython {}.{}{} is installed", layout.major, layout.minor, layout.variant.suffix());
         }
     }
     found

@@ -102,8 +102,15 @@ fn walk(memory: &impl Memory, layout: &Layout, thread_state: u64) -> io::Result<
         let number = |offset: u32| i32::from_le_bytes(*bytes[offset as usize..].first_chunk().unwrap());
         if layout.owner_skip == ABSENT || u32::from(bytes[layout.frame_owner as usize]) < layout.owner_skip {
             let code = word(layout.frame_code) & !u64::from(layout.frame_code_tags);
+            let bytecode = if layout.code_thread_bytecode == ABSENT {
+                code + u64::from(layout.code_bytecode)
+            } else {
+                let copies = memory.read_u64(code + u64::from(layout.code_thread_bytecode))?;
+                let index = number(layout.frame_bytecode_index) as u64;
+                memory.read_u64(copies + u64::from(layout.thread_bytecode_entries) + 8 * index)?
+            };
             let position = match layout.position_kind {
-                POSITION_POINTER => (word(layout.frame_position) - code - u64::from(layout.code_bytecode)) as i32,
+                POSITION_POINTER => (word(layout.frame_position) - bytecode) as i32,
                 POSITION_UNITS => number(layout.frame_position) * 2,
                 _ => number(layout.frame_position),
             };

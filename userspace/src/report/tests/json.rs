@@ -25,6 +25,7 @@ fn a_whole_report() {
         increment_bytes: 6,
         self_bytes: 5,
         line: 2,
+        approximate: true,
     };
     let bare = Line { line: 3, increment_bytes: -9, self_bytes: -9, ..Line::default() };
     let own = Function { marked: true, ..function("a.py", "f", 1, "def f():\n    g()\n", vec![full, bare]) };
@@ -40,13 +41,19 @@ fn a_whole_report() {
         ..process(vec![own, library])
     };
     let mut report = report(vec![process]);
-    report.health = Health { events: 7, lost: 1, counters: vec![("sites_full".into(), 1)], ..Health::default() };
+    report.health = Health {
+        events: 7,
+        lost: 1,
+        approximate_events: 3,
+        counters: vec![("sites_full".into(), 1)],
+        ..Health::default()
+    };
 
     let expected = json!({
         "schema": "rmprof-bpf/1",
         "tool": {"version": "0.1.0", "mode": "heap", "kernel": "6.18.44"},
         "health": {"events": 7, "lost": 1, "truncated_stacks": 0, "unresolved_frames": 0, "unattributed_bytes": 0,
-            "counters": {"sites_full": 1}},
+            "approximate_events": 3, "counters": {"sites_full": 1}},
         "processes": [{
             "pid": 1234, "parent_pid": 1, "command": ["python", "a.py"], "python": "3.11.7", "cgroup": "/user.slice",
             "started": "2025-11-23T00:00:00.250Z", "exit_status": 0, "rss_peak_bytes": 8192, "net_bytes": 97,
@@ -55,7 +62,7 @@ fn a_whole_report() {
                 "lines": [
                     {"line": 2, "source": "    g()", "occurrences": 1, "mem_usage_bytes": 4096, "increment_bytes": 6,
                      "self_bytes": 5, "allocated_bytes": 10, "freed_bytes": 4, "allocations": 2, "frees": 1,
-                     "peak_bytes": 8, "live_bytes": 6},
+                     "peak_bytes": 8, "live_bytes": 6, "approximate": true},
                     {"line": 3, "increment_bytes": -9, "self_bytes": -9, "allocated_bytes": 0, "freed_bytes": 0,
                      "allocations": 0, "frees": 0, "live_bytes": 0},
                 ],
@@ -73,7 +80,7 @@ fn fields_come_in_the_contract_s_order() {
     let keys: Vec<_> =
         text.lines().filter_map(|line| line.trim().strip_prefix('"')?.split_once("\":")).map(|(key, _)| key).collect();
     let expected = "schema tool version mode kernel health events lost truncated_stacks unresolved_frames unattributed_bytes \
-        counters processes pid parent_pid command python net_bytes functions filename name qualified_name first_line marked \
+        approximate_events counters processes pid parent_pid command python net_bytes functions filename name qualified_name first_line marked \
         lines line mem_usage_bytes increment_bytes self_bytes allocated_bytes freed_bytes allocations frees live_bytes other";
     assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
     assert!(text.ends_with("}\n"));

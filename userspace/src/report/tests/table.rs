@@ -324,6 +324,21 @@ Health: 1 frame not read, 1572864 bytes without their line
 }
 
 #[test]
+fn approximate_lines_are_named() {
+    let mut f = function("a.py", "f\n", 1, "", vec![line(2, 1.0, 1.0), line(3, 1.0, 1.0), line(4, 1.0, 1.0)]);
+    let said = |function: &Function| {
+        let text = table_of(&report(vec![process(vec![function.clone()])]), &Options::default());
+        text.lines().last().map(str::to_owned)
+    };
+    assert_eq!(said(&f).as_deref(), Some(""));
+    f.lines[1].approximate = true;
+    let why = "approximate: Python's JIT ran there, which does not keep the line at every instruction.";
+    assert_eq!(said(&f), Some(format!("Line 3 of f\\n is {why}")));
+    f.lines[2].approximate = true;
+    assert_eq!(said(&f), Some(format!("Lines 3, 4 of f\\n are {why}")));
+}
+
+#[test]
 fn nothing_to_show_is_said() {
     let said = |report: &Report| table_of(report, &Options::default());
     assert_eq!(said(&report(vec![])), "No Python program was seen.\n");
