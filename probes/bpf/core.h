@@ -45,15 +45,16 @@ enum {
 	RM_MAP_ANONYMOUS = 0x20,
 	RM_MAP_PRIVATE_ANONYMOUS = 0x22,
 	RM_MAP_STACK = 0x20000,
+	RM_MADV_DONTNEED = 4,
 };
 
 enum { RM_SIGCHLD = 17 }; /* include/uapi/asm-generic/signal.h */
 
 /* System call numbers: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h */
 #if defined(__TARGET_ARCH_x86)
-enum { SYSCALL_MMAP = 9, SYSCALL_MUNMAP = 11, SYSCALL_BRK = 12, SYSCALL_MREMAP = 25 };
+enum { SYSCALL_MMAP = 9, SYSCALL_MUNMAP = 11, SYSCALL_BRK = 12, SYSCALL_MREMAP = 25, SYSCALL_MADVISE = 28 };
 #else
-enum { SYSCALL_MMAP = 222, SYSCALL_MUNMAP = 215, SYSCALL_BRK = 214, SYSCALL_MREMAP = 216 };
+enum { SYSCALL_MMAP = 222, SYSCALL_MUNMAP = 215, SYSCALL_BRK = 214, SYSCALL_MREMAP = 216, SYSCALL_MADVISE = 233 };
 #endif
 
 enum { PF_EXITING = 0x4 }; /* include/linux/sched.h */

@@ -8,7 +8,7 @@
 #ifndef MAPPINGS_BPF_H
 #define MAPPINGS_BPF_H
 
-enum { MAP_ARENA = 2, ARENA_GRANULES = 64 };
+enum { MAP_ARENA = 2, MAP_RESERVE = 3, ARENA_GRANULES = 64, DROP_GRANULES = 1 << 15 };
 
 /* The bits of [start, end) in the granule. */
 static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
@@ -22,6 +22,62 @@ static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
 	return (last >= 64 ? ~0ull : (1ull << (last & 63)) - 1) & ~((1ull << (first & 63)) - 1);
 }
 
+/*
+ * mimalloc, the allocator of free-threaded Pythons, reserves a gibibyte at a time. Its granules come into the map as they are touched:
+ * until then the range alone is known. Threads reserve side by side: a place is taken by its start.
+ */
+static __always_inline bool add_reserved(struct rm_process *process, __u64 start, __u64 end)
+{
+	for (__u32 i = 0; i < RM_RESERVED; i++) {
+		struct rm_range *range = &process->reserved[i];
+
+		if (!range->start && !__sync_val_compare_and_swap(&range->start, 0, start)) {
+			range->end = end;
+			return true;
+		}
+	}
+	count(RM_COUNT_ARENAS_FULL);
+	return false;
+}
+
+/* The bits of a granule that are in reserved ranges. */
+static __always_inline __u64 reserved_bits(const struct rm_process *process, __u64 granule)
+{
+	__u64 bits = 0;
+
+	for (__u32 i = 0; i < RM_RESERVED; i++) {
+		if (process->reserved[i].start)
+			bits |= granule_bits(granule, process->reserved[i].start, process->reserved[i].end);
+	}
+	return bits;
+}
+
+/* Addresses are given back. Returns whether some were of a reserved range. */
+static __always_inline bool trim_reserved(struct rm_process *process, __u64 start, __u64 end)
+{
+	bool ours = false;
+
+	for (__u32 i = 0; i < RM_RESERVED; i++) {
+		struct rm_range *range = &process->reserved[i];
+		__u64 range_end = range->end;
+
+		if (!range->start || end <= range->start || start >= range_end)
+			continue;
+		ours = true;
+		if (start > range->start) {
+			range->end = start;
+			if (end < range_end)
+				add_reserved(process, end, range_end);
+		} else if (end < range_end) {
+			range->start = end;
+		} else {
+			range->end = 0;
+			range->start = 0;
+		}
+	}
+	return ours;
+}
+
 /* A range of an arena, granule by granule; the loops go through bpf_loop, which the verifier looks into once. */
 struct arena_loop {
 	struct rm_process *process;
@@ -32,6 +88,8 @@ struct arena_loop {
 	__u64 bits;
 	__u32 ours;
 	__u32 pages;
+	__u32 keep; /* the addresses stay the allocator's: only what is in the pages goes */
+	__u32 pad;
 };
 
 static long add_step(__u32 step, struct arena_loop *loop)
@@ -89,7 +147,8 @@ static long drop_step_arena(__u32 step, struct arena_loop *loop)
 	loop->ours = 1;
 	loop->granule = key.granule;
 	loop->bits = found->pages & bits & found->touched;
-	__sync_fetch_and_and(&found->pages, ~bits);
+	if (!loop->keep)
+		__sync_fetch_and_and(&found->pages, ~bits);
 	__sync_fetch_and_and(&found->touched, ~bits);
 	if (!found->pages)
 		bpf_map_delete_elem(&arenas, &key);
@@ -97,14 +156,22 @@ static long drop_step_arena(__u32 step, struct arena_loop *loop)
 	return 0;
 }
 
-/* Credits the touched pages of an unmapped arena to the running stack. Returns 1 when the range began in an arena. */
-__noinline int drop_arena(struct rm_process *process, struct thread *thread, __u64 start, __u64 bytes)
+/*
+ * Credits the touched pages of an unmapped arena to the running stack; with `keep`, of one whose pages alone are given back. Returns 1
+ * when the range began in an arena.
+ */
+__noinline int drop_arena(struct rm_process *process, struct thread *thread, __u64 start, __u64 bytes, __u32 keep)
 {
-	struct arena_loop loop = { .process = process, .thread = thread, .start = start, .end = start + bytes };
+	struct arena_loop loop = { .process = process, .thread = thread, .start = start, .keep = keep };
 
 	if (!process || !thread)
 		return 0;
-	bpf_loop(ARENA_GRANULES, drop_step_arena, &loop, 0);
+	loop.end = start + ((bytes + RM_PAGE - 1) & ~(__u64)(RM_PAGE - 1));
+	if (process->layout.reserve_flags != RM_ABSENT)
+		loop.ours = keep ? reserved_bits(process, start / RM_ARENA_GRANULE) != 0 : trim_reserved(process, start, loop.end);
+	if (loop.ours && bytes > (__u64)(DROP_GRANULES - 1) * RM_ARENA_GRANULE)
+		count(RM_COUNT_ARENA_TOO_LARGE);
+	bpf_loop(DROP_GRANULES, drop_step_arena, &loop, 0);
 	if (loop.pages) {
 		walk(process, thread);
 		charge_release(process, thread, (__u64)loop.pages * RM_PAGE, loop.pages);
@@ -125,6 +192,17 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 		return 0;
 	key.process = process->id;
 	arena = bpf_map_lookup_elem(&arenas, &key);
+	if (process->layout.reserve_flags != RM_ABSENT && (!arena || !(arena->pages & bit))) {
+		struct arena fresh = { .pages = reserved_bits(process, key.granule) };
+
+		if (!(fresh.pages & bit))
+			return 0;
+		if (arena)
+			__sync_fetch_and_or(&arena->pages, fresh.pages);
+		else if (bpf_map_update_elem(&arenas, &key, &fresh, BPF_NOEXIST) && !bpf_map_lookup_elem(&arenas, &key))
+			count(RM_COUNT_ARENAS_FULL);
+		arena = bpf_map_lookup_elem(&arenas, &key);
+	}
 	if (!arena || !(arena->pages & bit) || (arena->touched & bit))
 		return 0;
 	if (__sync_fetch_and_or(&arena->touched, bit) & bit)
@@ -169,6 +247,20 @@ static __always_inline bool is_arena_call(struct rm_process *process, __u64 stac
 	return true;
 }
 
+/* Is this mmap mimalloc reserving address space, to be used page by page? Its flags are nobody else's of the interpreter. */
+static __always_inline bool is_reserve_call(const struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
+{
+	__u64 words[RM_CALLER_WORDS] = {};
+
+	if (arguments[3] != process->layout.reserve_flags || bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
+		return false;
+	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
+		if (words[i] >= process->text_start && words[i] < process->text_end)
+			return true;
+	}
+	return false;
+}
+
 static __always_inline struct thread *mapping_thread(struct rm_process *process)
 {
 	struct thread *thread = current_thread();
@@ -205,6 +297,21 @@ static __always_inline __u32 change_of(long call)
 	return 0;
 }
 
+/* madvise(MADV_DONTNEED): what was touched is no more, and counts when it is touched again. */
+static __always_inline int discard_enter(struct pt_regs *regs)
+{
+	struct rm_process *process = current_process();
+	struct thread *thread;
+
+	if (!process || !(process->flags & RM_HEAP) || !(process->flags & RM_PYTHON) || process->layout.reserve_flags == RM_ABSENT ||
+	    PT_REGS_PARM3_CORE_SYSCALL(regs) != RM_MADV_DONTNEED)
+		return 0;
+	thread = mapping_thread(process);
+	if (thread)
+		drop_arena(process, thread, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs), 1);
+	return 0;
+}
+
 static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 {
 	__u32 change = change_of(call);
@@ -212,6 +319,8 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	struct thread *thread;
 	__u64 instruction;
 
+	if (call == SYSCALL_MADVISE)
+		return discard_enter(regs);
 	if (!change)
 		return 0;
 	process = current_process();
@@ -234,6 +343,10 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	thread->map_arguments[2] = PT_REGS_PARM3_CORE_SYSCALL(regs);
 	thread->map_arguments[3] = PT_REGS_PARM4_CORE_SYSCALL(regs);
 	if (change == RM_MAP_MMAP) {
+		if ((process->flags & RM_PYTHON) && is_reserve_call(process, PT_REGS_SP_CORE(regs), thread->map_arguments)) {
+			thread->map_call = MAP_RESERVE;
+			return 0;
+		}
 		/* A thread's stack, or address space reserved and not usable (glibc's heaps of threads, made inside free too). */
 		if ((thread->map_arguments[3] & RM_MAP_STACK) || thread->map_arguments[2] == RM_PROT_NONE)
 			return 0;
@@ -248,7 +361,7 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 		thread->map_arguments[1] = BPF_CORE_READ(task, mm, brk);
 	}
 	/* Released before the range can be mapped again by another thread. */
-	if (change == RM_MAP_MUNMAP && drop_arena(process, thread, thread->map_arguments[0], thread->map_arguments[1]))
+	if (change == RM_MAP_MUNMAP && drop_arena(process, thread, thread->map_arguments[0], thread->map_arguments[1], 0))
 		return 0;
 	if (change == RM_MAP_MUNMAP && !process->own_mappings)
 		return 0;
@@ -276,6 +389,10 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	thread->map_call = 0;
 	if (!call || (result < 0 && result > -RM_PAGE))
 		return 0;
+	if (call == MAP_RESERVE) {
+		add_reserved(process, result, result + ((thread->map_arguments[1] + RM_PAGE - 1) & ~(__u64)(RM_PAGE - 1)));
+		return 0;
+	}
 	if (call == MAP_ARENA)
 		return add_arena(process, result, thread->map_arguments[1]);
 	count(RM_COUNT_EVENTS);

@@ -32,6 +32,7 @@ enum rm_limits {
 	RM_ARENA_GRANULE = 1 << 18, /* bytes of address space in one entry of the arenas map: 64 pages of 4 KiB, a bit each */
 	RM_PAGE = 4096,
 	RM_CALLER_WORDS = 16,     /* above the stack pointer at an mmap: how far pymalloc's return address may be */
+	RM_RESERVED = 16,         /* ranges of address space that mimalloc has reserved and hands out page by page */
 };
 
 #define RM_TCACHE_OFF 0xffffffffu
@@ -121,6 +122,12 @@ enum rm_process_flags {
 	RM_FOLLOW = 1 << 3, /* nobody holds it: its forks, execs and its end are told, and its forks counted */
 };
 
+/* Addresses from `start` up to `end`; start 0: none. */
+struct rm_range {
+	rm_u64 start;
+	rm_u64 end;
+};
+
 /* One watched process image, by thread group number. User space writes it only while the process is held. */
 struct rm_process {
 	rm_u32 id;                 /* what every record and site calls it; never reused */
@@ -142,6 +149,7 @@ struct rm_process {
 	rm_s64 resident_peak;      /* highest sum of file, anonymous and shared */
 	rm_u64 sequence;           /* counts events, for their order; threads may draw the same number */
 	rm_u64 memory;             /* its struct mm_struct, once seen; 0 before */
+	struct rm_range reserved[RM_RESERVED]; /* by its mimalloc (layout.reserve_flags) */
 	struct rm_layout layout;
 	rm_u32 own_mappings;       /* it has mapped memory itself: only then its munmaps are told */
 	rm_u32 key;                /* the pthread key plus one, once it is made; 0 before */

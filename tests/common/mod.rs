@@ -11,7 +11,7 @@ mod run;
 mod script;
 
 pub use filters::snapshot;
-pub use pythons::{Python, any_python, refused_pythons, supported_pythons};
+pub use pythons::{Python, any_python, every_build, refused_pythons, supported_pythons};
 pub use report::{Line, Process, Report, near, near_blocks};
 pub use rights::{is_root, root};
 pub use run::{Ran, Run, Started, eventually, finish};

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Python, Run, near, root, supported_pythons};
+use crate::common::{Python, Run, every_build, root};
 
 const MIB: f64 = 1_048_576.0;
 /// What lines 4 and 5 of `copy.py` take, in MiB, and how far off they may be.
 const COPIED: f64 = 9.77;
 const TOLERANCE: f64 = 0.01;
+/// Where the memory is mimalloc's, it counts by the page, where it was not touched before.
+const TOLERANCE_OF_PAGES: f64 = 0.25;
 /// How far the first row may be from the bare interpreter's own size. Measured are 0.2 to 0.7 MiB up to 3.13, and 1.0 to 1.55 on static
 /// builds of 3.14 and 3.15, most of it pages of the interpreter's own file, which come in groups. An in-process profiler makes it 13.
 const FIRST_ROW: f64 = 2.0;
@@ -71,9 +73,10 @@ fn check_table(python: &Python, name: &str, fifth: f64) {
         );
     }
     let increment = |line: usize| rows[line - 1].cells.unwrap().1;
-    assert!((increment(4) - COPIED).abs() <= TOLERANCE, "line 4: {} MiB on {python:?}", increment(4));
-    assert!((increment(5) - fifth).abs() <= TOLERANCE, "line 5: {} MiB on {python:?}", increment(5));
-    if fifth == 0.0 {
+    let tolerance = if python.free_threaded { TOLERANCE_OF_PAGES } else { TOLERANCE };
+    assert!((increment(4) - COPIED).abs() <= tolerance, "line 4: {} MiB on {python:?}", increment(4));
+    assert!((increment(5) - fifth).abs() <= tolerance, "line 5: {} MiB on {python:?}", increment(5));
+    if fifth == 0.0 && !python.free_threaded {
         let released = if with_ends_on_its_last_line(python) { -0.004 } else { 0.0 };
         assert!([0.0, released].contains(&increment(5)), "line 5: {} MiB on {python:?}", increment(5));
     }
@@ -90,14 +93,14 @@ fn check_table(python: &Python, name: &str, fifth: f64) {
 #[test]
 fn root_copy_py_shows_both_copies_on_every_python() {
     if root() {
-        supported_pythons().iter().for_each(|python| check_table(python, "copy.py", COPIED));
+        every_build().iter().for_each(|python| check_table(python, "copy.py", COPIED));
     }
 }
 
 #[test]
 fn root_memoryview_py_shows_no_second_copy_on_every_python() {
     if root() {
-        supported_pythons().iter().for_each(|python| check_table(python, "memoryview.py", 0.0));
+        every_build().iter().for_each(|python| check_table(python, "memoryview.py", 0.0));
     }
 }
 
@@ -107,7 +110,7 @@ fn root_three_runs_in_a_row_give_the_same_bytes() {
         return;
     }
     let file = example("copy.py");
-    for python in supported_pythons() {
+    for python in every_build().into_iter().filter(|python| !python.free_threaded) {
         let once = || {
             let report = Run::json().words([&python.path, &file]).run().expect(0).quiet().report();
             report.check_complete();
@@ -120,9 +123,15 @@ fn root_three_runs_in_a_row_give_the_same_bytes() {
         let first = once();
         assert_eq!((once(), once()), (first, first), "{python:?}");
         // The bytes asked for and what a `bytes` object has beside them (Objects/bytesobject.c).
-        near(first[0], 1024 * 10000 + 33, 0);
+        let read = 1024 * 10000 + 33 + python.around_an_object();
+        let page = if python.debug { 4096 } else { 0 }; // what small objects have around them takes one more here and there
+        assert!([read, read + page].contains(&first[0]), "line 4: {} bytes on {python:?}", first[0]);
         let released = if with_ends_on_its_last_line(&python) { 4096 } else { 0 };
-        let copied = 1024 * 9999 + 33;
-        assert!([copied, copied - released].contains(&first[1]), "line 5: {} bytes on {python:?}", first[1]);
+        let copied = 1024 * 9999 + 33 + python.around_an_object();
+        assert!(
+            [copied, copied - released, copied + page].contains(&first[1]),
+            "line 5: {} bytes on {python:?}",
+            first[1]
+        );
     }
 }

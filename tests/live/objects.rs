@@ -1,6 +1,6 @@
 //! Objects mode: each object of Python's own allocator is a block.
 
-use crate::common::{Run, any_python, root, script, supported_pythons};
+use crate::common::{Run, any_python, every_build, root, script};
 
 /// Small objects of known sizes.
 const PROGRAM: &str = "
@@ -29,7 +29,7 @@ fn root_every_object_counts_by_its_bytes() {
         return;
     }
     let program = script("objects.py", PROGRAM);
-    for python in supported_pythons() {
+    for python in every_build().into_iter().filter(|python| !python.free_threaded) {
         let run = Run::json().words(["--mode", "objects"]).words([&python.path, &program.path]);
         let ran = run.run().expect(0).quiet();
         let text = ran.stdout_text();
@@ -65,6 +65,27 @@ fn root_a_python_that_does_not_heed_it_is_told_of() {
     let run = Run::json().words(["--mode", "objects"]).word(&any_python().path).word("-E").word(&program.path);
     let said = run.run().expect(0).stderr_text();
     assert!(said.contains("did not heed PYTHONMALLOC=malloc"), "{said}");
+}
+
+/// It has mimalloc alone, and would not start with another allocator asked for.
+#[test]
+fn root_a_free_threaded_build_is_measured_as_in_heap_mode_and_told_of() {
+    if !root() {
+        return;
+    }
+    let program =
+        script("objects.py", "import os\nkept = b'x' * 10_000_000  # taken\nprint(repr(os.environ['PYTHONMALLOC']))\n");
+    for python in every_build().into_iter().filter(|python| python.free_threaded) {
+        let ran = Run::json().words(["--mode", "objects"]).words([&python.path, &program.path]).run().expect(0);
+        assert!(ran.stderr_text().contains("its Python is a free-threaded build"), "{ran}");
+        assert!(ran.stderr_text().contains("hint: "), "{ran}");
+        assert_eq!(ran.stdout_text().lines().next(), Some("''"), "{ran}");
+        let report = ran.report();
+        report.check_complete();
+        assert!(report.0["tool"]["environment"].is_null(), "it does not hold for this program");
+        let taken = report.only().line("<module>", program.line("# taken")).increment();
+        assert!((9_800_000..10_200_000).contains(&taken), "{taken}: {python:?}");
+    }
 }
 
 #[test]

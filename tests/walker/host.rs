@@ -105,7 +105,12 @@ impl Walker {
         let event = unsafe { event.read() };
         assert_eq!(event.status, status);
         assert_ne!(event.stack, 0, "0 is no stack");
-        Walk { status, frames: event.frames[..event.frame_count as usize].to_vec(), stack: event.stack, approximate: event.approximate != 0 }
+        Walk {
+            status,
+            frames: event.frames[..event.frame_count as usize].to_vec(),
+            stack: event.stack,
+            approximate: event.approximate != 0,
+        }
     }
 }
 

@@ -234,13 +234,18 @@ fn a_code_object_that_cannot_be_read_has_no_fingerprint() {
 fn a_thread_s_own_bytecode_that_cannot_be_read_ends_the_walk() {
     let mut with_copies = 0;
     for layout in known().iter().filter(|layout| layout.code_thread_bytecode != ABSENT) {
-        for gone in [CODE + u64::from(layout.code_thread_bytecode), COPIES + u64::from(layout.thread_bytecode_entries) + 24]
+        for gone in
+            [CODE + u64::from(layout.code_thread_bytecode), COPIES + u64::from(layout.thread_bytecode_entries) + 24]
         {
             let mut memory = Pieces::thread(layout, frame_at(0));
             memory.frame(layout, 0, 0, COPY);
             assert_eq!(status_and_frames(&memory.walk(layout)), (abi::RM_STACK_COMPLETE, 1));
             memory.0.remove(&gone).unwrap();
-            assert_eq!(status_and_frames(&memory.walk(layout)), (abi::RM_STACK_UNREADABLE, 0), "a line would be guessed");
+            assert_eq!(
+                status_and_frames(&memory.walk(layout)),
+                (abi::RM_STACK_UNREADABLE, 0),
+                "a line would be guessed"
+            );
         }
         with_copies += 1;
     }

@@ -55,5 +55,7 @@ fn ask(program: &Path) -> Option<Python> {
     let mut flag = || Some(words.next()? == "1");
     let (plain, free_threaded, debug) = (flag()?, flag()?, flag()?);
     let program = PathBuf::from(words.next()?).canonicalize().ok()?;
-    for_build(major, minor, Variant::of(free_threaded, debug)).filter(|_| plain).map(|layout| Python { program, layout })
+    for_build(major, minor, Variant::of(free_threaded, debug))
+        .filter(|_| plain)
+        .map(|layout| Python { program, layout })
 }

@@ -158,7 +158,12 @@ const SINCE_3_14_HEADERS: &[&str] = &[
 ];
 
 const MINORS: &[Minor] = &[
-    Minor { number: 6, headers: &["frameobject.h"], fields: &[COMMON, FRAME_OBJECT, LNOTAB, EVAL_FRAME], free_threaded: None },
+    Minor {
+        number: 6,
+        headers: &["frameobject.h"],
+        fields: &[COMMON, FRAME_OBJECT, LNOTAB, EVAL_FRAME],
+        free_threaded: None,
+    },
     Minor {
         number: 7,
         headers: &["frameobject.h", "internal/pystate.h"],
@@ -447,13 +452,8 @@ fn measure(minor: &Minor, variant: &Variant, include: &Path) -> Result<Map<Strin
 
 /// One read gets all that is wanted of a frame, another all of a code object: makes those offsets relative to where it starts.
 fn set_bases(numbers: &mut BTreeMap<&str, u32>) -> Result<()> {
-    const FRAME: &[(&str, u32)] = &[
-        ("frame_back", 8),
-        ("frame_code", 8),
-        ("frame_position", 8),
-        ("frame_owner", 1),
-        ("frame_bytecode_index", 4),
-    ];
+    const FRAME: &[(&str, u32)] =
+        &[("frame_back", 8), ("frame_code", 8), ("frame_position", 8), ("frame_owner", 1), ("frame_bytecode_index", 4)];
     const CODE: &[(&str, u32)] = &[
         ("code_first_line", 4),
         ("code_filename", 8),

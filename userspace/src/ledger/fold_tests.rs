@@ -156,7 +156,11 @@ fn any_frame() -> impl Strategy<Value = Frame> {
 fn any_stack() -> impl Strategy<Value = Stack> {
     use StackStatus::*;
     let status = prop::sample::select(vec![Complete, Truncated, NoPythonFrame, ReadFailed, StartUp]);
-    (status, prop::collection::vec(any_frame(), 0..8)).prop_map(|(status, frames)| Stack { status, frames, approximate: false })
+    (status, prop::collection::vec(any_frame(), 0..8)).prop_map(|(status, frames)| Stack {
+        status,
+        frames,
+        approximate: false,
+    })
 }
 
 proptest! {

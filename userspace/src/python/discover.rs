@@ -203,7 +203,9 @@ fn refuse_other_builds(module: &Module<'_>, release: Release, layout: &Layout) -
     let name = format!("{} is CPython {major}.{minor}.{micro}{}", shown(module.path), layout.variant.suffix());
     if has_other_objects(module.file, layout) {
         return Err(refusal(
-            format!("{name}, whose objects have another head than such a build's: was it configured --with-trace-refs?"),
+            format!(
+                "{name}, whose objects have another head than such a build's: was it configured --with-trace-refs?"
+            ),
             "run the program with a Python configured without that",
         ));
     }

@@ -34,7 +34,8 @@ pub(super) fn write_other(process: &ProcessReport, precision: usize, out: &mut d
 /// Which of the lines shown are approximate, a sentence a function.
 pub(super) fn write_approximate(tables: &Tables<'_>, out: &mut dyn Write) -> io::Result<()> {
     for function in tables.processes.iter().flat_map(|section| &section.functions) {
-        let lines: Vec<_> = function.lines.iter().filter(|line| line.approximate).map(|line| line.line.to_string()).collect();
+        let lines: Vec<_> =
+            function.lines.iter().filter(|line| line.approximate).map(|line| line.line.to_string()).collect();
         if let [first, more @ ..] = lines.as_slice() {
             let (noun, verb) = if more.is_empty() { ("Line", "is") } else { ("Lines", "are") };
             let numbers = more.iter().fold(first.clone(), |text, number| format!("{text}, {number}"));

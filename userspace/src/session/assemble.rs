@@ -9,6 +9,7 @@ use crate::kernel::counters::COUNTERS;
 use crate::kernel::{Mode, Totals};
 use crate::ledger::{Folded, LineCounts, LineTotals, ProcessId, SiteCounts, Stack, StackId, StackStatus, fold};
 use crate::plan::ReportPlan;
+use crate::python::layout::Variant;
 use crate::report::{self, Function, Health, Line, Other, ProcessReport, Report, Tool, is_own_file};
 
 /// Does this look like a file that was there once? Code made at run time carries any word for a file name.
@@ -21,12 +22,15 @@ fn is_file_name(filename: &str) -> bool {
 pub struct Settled {
     processes: BTreeMap<ProcessId, ProcessReport>,
     health: Health,
+    /// One of them heeded what was set in its environment for its objects.
+    heeding: bool,
 }
 
 impl Settled {
     /// Adds an image that has ended. `totals` are its own, or of others too.
     pub fn add(&mut self, mut image: Image, totals: &Totals, plan: &ReportPlan) {
         let report = process(&mut image, totals, plan, &mut self.health);
+        self.heeding |= !image.birth.layout.variant.is_free_threaded();
         self.health.events = self.health.events.saturating_add(blocks_of(image.birth.id, totals, plan.mode));
         self.processes.insert(image.birth.id, report);
     }
@@ -54,7 +58,8 @@ pub fn assemble(
     health.events = health.events.saturating_add(events);
     health.unresolved_frames = unresolved_frames;
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(unattributed_bytes);
-    let environment = if mode == Mode::Objects { vec![super::MALLOC_FOR_OBJECTS.into()] } else { Vec::new() };
+    let told = mode == Mode::Objects && (settled.heeding || settled.processes.is_empty());
+    let environment = if told { vec![super::MALLOC_FOR_OBJECTS.into()] } else { Vec::new() };
     let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.name().into(), kernel, environment };
     Report { tool, health, processes: settled.processes.into_values().collect() }
 }
@@ -134,7 +139,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
         pid: image.birth.pid.as_raw().unsigned_abs(),
         parent_pid: image.birth.parent.as_raw().unsigned_abs(),
         command: image.birth.command.clone(),
-        python: Some(version_text(image.birth.interpreter.version)),
+        python: Some(version_text(image.birth.interpreter.version, image.birth.layout.variant)),
         cgroup: image.birth.cgroup.clone(),
         started: Some(image.birth.started),
         ended: death.map(|death| death.ended),
@@ -148,8 +153,8 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
     }
 }
 
-fn version_text((major, minor, micro): (u8, u8, u8)) -> String {
-    format!("{major}.{minor}.{micro}")
+fn version_text((major, minor, micro): (u8, u8, u8), variant: Variant) -> String {
+    format!("{major}.{minor}.{micro}{}", variant.suffix())
 }
 
 /// The image's sites (blocks, pages and mappings) and what they fold to.

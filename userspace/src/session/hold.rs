@@ -241,7 +241,8 @@ impl Hold {
             tally.end();
         }
         let last = self.attacher.forget(pid.as_raw().unsigned_abs());
-        if self.mode == Mode::Objects && last.is_some_and(|last| last.arena_caller != 0) {
+        let has_gil = !held.layout.variant.is_free_threaded(); // else it was told of when it began
+        if self.mode == Mode::Objects && has_gil && last.is_some_and(|last| last.arena_caller != 0) {
             self.note(format!(
                 "process {pid}: its Python did not heed PYTHONMALLOC=malloc: objects of up to 512 bytes were counted by the page, \
                  as in heap mode\nhint: run it without -E and -I, and leave its environment as it is"
@@ -300,6 +301,12 @@ impl Hold {
     /// Begins to measure an image.
     pub(super) fn watch(&mut self, pid: Pid, look: Look, said: Option<Announcement>) {
         let Look { interpreter, libraries, .. } = look;
+        if self.mode == Mode::Objects && interpreter.layout.variant.is_free_threaded() {
+            self.note(format!(
+                "process {pid}: its Python is a free-threaded build, which takes objects from mimalloc alone: they were counted by the \
+                 page, as in heap mode\nhint: for their bytes run the program with a build that has the GIL"
+            ));
+        }
         // Before the beginning is taken: what it reads may become resident by that.
         let layout = self.live_layout(pid, &interpreter);
         let mut process = self.new_process(pid);
@@ -432,6 +439,9 @@ impl Watcher for Hold {
         self.end(pid, None);
         if !self.modules.may_be_python(pid) {
             return AfterExec::Continue;
+        }
+        if self.mode == Mode::Objects && self.modules.executes_free_threaded(pid) {
+            preload::empty_variable(pid, super::MALLOC_FOR_OBJECTS); // it would refuse to start
         }
         match &self.library {
             Some(library) if preload::give(pid, &library.path) => AfterExec::HoldWhenAnnounced(tally::ANNOUNCER),

@@ -157,6 +157,21 @@ impl Modules {
             || elf.needed().iter().any(|name| name.starts_with("libpython") || name.starts_with("libpypy"))
     }
 
+    /// Is what was just executed a Python without the GIL? By what only such a one exports (Include/cpython/object.h), or by the name of
+    /// the library that it is in.
+    pub fn executes_free_threaded(&self, pid: Pid) -> bool {
+        let Some(elf) = maps::open_executable(pid).ok().and_then(|file| ElfFile::parse(file).ok()) else {
+            return false;
+        };
+        let is_library = |name: &String| {
+            let version = name.strip_prefix("libpython3.").and_then(|rest| rest.split_once(".so"));
+            version.is_some_and(|(version, _)| {
+                version.trim_start_matches(|digit: char| digit.is_ascii_digit()).starts_with('t')
+            })
+        };
+        elf.symbol("_Py_MergeZeroLocalRefcount").is_some() || elf.needed().iter().any(is_library)
+    }
+
     /// Looks at what a process maps.
     ///
     /// # Errors

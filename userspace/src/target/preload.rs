@@ -1,4 +1,4 @@
-//! Giving a program a preloaded library without its noticing: at its exec, before its loader has run an instruction, the list of
+//! What an image finds in its environment. Giving a program a preloaded library without its noticing: at its exec, before its loader has run an instruction, the list of
 //! its environment that lies on its stack is replaced by one with `LD_PRELOAD` in it. Nothing is inherited by what it starts: each
 //! image is given its own, or none.
 
@@ -27,6 +27,23 @@ const ROOM_BELOW: u64 = 64 << 10;
 /// takes no such library (static, privileged, another C library than glibc, another machine), or its stack is not as expected.
 pub fn give(pid: Pid, library: &Path) -> bool {
     cfg!(target_arch = "x86_64") && takes_glibc_library(pid) && try_give(pid, library.as_os_str()).is_some()
+}
+
+/// Makes the value of a variable empty that the image that was just executed has as `assignment`, `NAME=value`. False: it has not, or
+/// its stack is not as expected.
+pub fn empty_variable(pid: Pid, assignment: &str) -> bool {
+    let emptied = || {
+        let stack = tracee::position(pid)?.stack;
+        let mapping = maps::mappings(pid).ok()?.into_iter().find(|mapping| mapping.contains(stack))?;
+        let start = Start::parse(words(pid, stack, mapping.end)?)?;
+        let is_it = |at: u64| {
+            memory::read_c_string(pid, at, assignment.len() + 1).is_ok_and(|text| text == assignment.as_bytes())
+        };
+        let at = *start.words.get(start.environment..start.environment_end)?.iter().find(|at| is_it(**at))?;
+        let name = u64::try_from(assignment.find('=')?).ok()? + 1;
+        memory::write_exact_at(pid, at.checked_add(name)?, b"\0").ok()
+    };
+    emptied().is_some()
 }
 
 /// Is it glibc's loader that will run first?
