@@ -10,14 +10,14 @@
 
 enum { MAP_ARENA = 2, MAP_RESERVE = 3, ARENA_GRANULES = 64, DROP_GRANULES = 1 << 15 };
 
-/* The bits of [start, end) in the granule. */
+/* The bits of [start, end) in the granule, which may be far from it. */
 static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
 {
 	__u64 base = granule * RM_ARENA_GRANULE;
 	__u64 first = start > base ? (start - base) / RM_PAGE : 0;
 	__u64 last = end < base + RM_ARENA_GRANULE ? (end - base) / RM_PAGE : 64; /* one past */
 
-	if (first >= last || first > 63)
+	if (end <= base || first >= last || first > 63)
 		return 0;
 	return (last >= 64 ? ~0ull : (1ull << (last & 63)) - 1) & ~((1ull << (first & 63)) - 1);
 }

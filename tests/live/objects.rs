@@ -88,6 +88,41 @@ fn root_a_free_threaded_build_is_measured_as_in_heap_mode_and_told_of() {
     }
 }
 
+/// Only what mimalloc reserved counts where it is touched: what stands above it in the address space counted too, once.
+#[test]
+fn root_pages_of_others_than_mimalloc_do_not_count_where_they_are_touched() {
+    if !root() {
+        return;
+    }
+    let text = "
+import mmap
+
+def take():
+    mapped = mmap.mmap(-1, 20_000_000)  # mapped
+    for at in range(0, 20_000_000, 4096):
+        mapped[at] = 1  # touched
+    return mapped
+
+kept = take()
+text = b'x' * 4_000_000  # text
+";
+    let program = script("pages.py", text);
+    for python in every_build().into_iter().filter(|python| python.free_threaded) {
+        for options in [&[][..], &["--no-preload"]] {
+            let run = Run::json().words(options).words([&python.path, &program.path]);
+            let report = run.run().expect(0).quiet().report();
+            report.check_complete();
+            let process = report.only();
+            let mapped = process.line("take", program.line("# mapped")).increment();
+            let touched = process.find("take", program.line("# touched")).map_or(0, |line| line.increment());
+            let text = process.line("<module>", program.line("# text")).increment();
+            assert!((20_000_000..20_200_000).contains(&mapped), "{mapped}: {python:?}");
+            assert!(touched.abs() < 100_000, "{touched}: {python:?}");
+            assert!((3_700_000..4_200_000).contains(&text), "{text}: {python:?}");
+        }
+    }
+}
+
 #[test]
 fn root_the_table_says_what_was_set() {
     if !root() {

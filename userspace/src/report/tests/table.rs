@@ -333,9 +333,9 @@ fn approximate_lines_are_named() {
     assert_eq!(said(&f).as_deref(), Some(""));
     f.lines[1].approximate = true;
     let why = "approximate: Python's JIT ran there, which does not keep the line at every instruction.";
-    assert_eq!(said(&f), Some(format!("Line 3 of f\\n is {why}")));
+    assert_eq!(said(&f), Some(format!("Line 3 of f\\x0a is {why}")));
     f.lines[2].approximate = true;
-    assert_eq!(said(&f), Some(format!("Lines 3, 4 of f\\n are {why}")));
+    assert_eq!(said(&f), Some(format!("Lines 3, 4 of f\\x0a are {why}")));
 }
 
 #[test]
