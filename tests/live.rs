@@ -24,6 +24,8 @@ mod forks;
 mod generated;
 #[path = "live/hostile.rs"]
 mod hostile;
+#[path = "live/jit.rs"]
+mod jit;
 #[path = "live/left.rs"]
 mod left;
 #[cfg(all(feature = "aya", feature = "libbpf"))]
