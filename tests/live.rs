@@ -31,6 +31,8 @@ mod left;
 #[cfg(all(feature = "aya", feature = "libbpf"))]
 #[path = "live/loaders.rs"]
 mod loaders;
+#[path = "live/musl.rs"]
+mod musl;
 #[path = "live/objects.rs"]
 mod objects;
 #[path = "live/odd_sources.rs"]

@@ -94,10 +94,13 @@ static __always_inline int process_exited(struct task_struct *task)
  * supervisor holds the process, a signal makes it stop: one that nobody gets (the supervisor takes it away), and that does nothing
  * should the supervisor be gone. Where nobody does, user space is told, and is some milliseconds late.
  */
-static __always_inline int libraries_changed(struct rm_process *process)
+static __always_inline int libraries_changed(struct rm_process *process, struct thread *thread, __u64 stack_pointer)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 
+	/* Called before and after, by one call of dlopen. */
+	if (!process->loader_end && thread)
+		thread->loading = thread->loading == stack_pointer ? 0 : stack_pointer;
 	if (!process->new_code || !(process->flags & RM_HEAP))
 		return 0;
 	process->new_code = 0;

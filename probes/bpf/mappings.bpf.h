@@ -336,6 +336,11 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	instruction = PT_REGS_IP_CORE(regs);
 	if (instruction >= process->loader_start && instruction < process->loader_end)
 		return 0;
+	if (thread->loading) {
+		if (PT_REGS_SP_CORE(regs) < thread->loading)
+			return 0;
+		thread->loading = 0; /* its end was not seen */
+	}
 	if (instruction >= process->library_start && instruction < process->library_end)
 		return 0;
 	thread->map_arguments[0] = PT_REGS_PARM1_CORE_SYSCALL(regs);
@@ -360,6 +365,9 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 
 		thread->map_arguments[1] = BPF_CORE_READ(task, mm, brk);
 	}
+	/* A thread of musl's ends by unmapping its stack, and with it what its Python frames are found by. */
+	if (change == RM_MAP_MUNMAP && thread_pointer() - thread->map_arguments[0] < thread->map_arguments[1])
+		return 0;
 	/* Released before the range can be mapped again by another thread. */
 	if (change == RM_MAP_MUNMAP && drop_arena(process, thread, thread->map_arguments[0], thread->map_arguments[1], 0))
 		return 0;

@@ -63,6 +63,7 @@ struct thread {
 	__u32 foretelling; /* how often it was */
 	__u32 tally_blocks; /* struct rm_tally_thread's, at the entry of the call under way */
 	__u64 freed; /* the last block whose release was seen */
+	__u64 loading; /* stack pointer of the loader at work, where the loader is the C library; 0: it is not at work */
 	__u64 slot; /* where the thread's PyThreadState stands in its thread-specific data; 0: not found yet */
 	__u64 slot_of; /* the thread pointer it was found for */
 	__s64 net; /* bytes the thread took less those it released */

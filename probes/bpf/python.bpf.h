@@ -116,6 +116,12 @@ static __always_inline __u32 find_slot(struct rm_process *process, __u64 fsbase,
 		return RM_STACK_COMPLETE;
 	}
 	key = process->key - 1;
+	if (process->specific_kind == RM_SPECIFIC_MUSL) {
+		if (READ_USER(&block, sizeof(block), fsbase + process->specific_offset))
+			return RM_STACK_UNREADABLE;
+		*slot = block + 8 * key;
+		return block ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
+	}
 	if (READ_USER(&block, sizeof(block), fsbase + process->specific_offset + 8 * (key / KEYS_OF_BLOCK)))
 		return RM_STACK_UNREADABLE;
 	if (!block)

@@ -76,7 +76,7 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 	case RM_LAUNCH_TALLY:
 		return find_tally(process, PT_REGS_PARM1(ctx));
 	case RM_LAUNCH_LOADED:
-		return libraries_changed(process);
+		return libraries_changed(process, current_thread(), PT_REGS_SP(ctx));
 	case RM_LAUNCH_STACK:
 		thread = current_thread();
 		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx)) : 0;

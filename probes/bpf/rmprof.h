@@ -114,6 +114,12 @@ enum rm_slot_kind {
 	RM_SLOT_VARIABLE = 2, /* 3.15: a variable of the thread, in its static block or in that of its module */
 };
 
+/* How a C library keeps a thread's data under pthread keys. */
+enum rm_specific_kind {
+	RM_SPECIFIC_GLIBC = 0, /* pointers to blocks of 32 pairs, a count and the value (nptl/descr.h, struct pthread.specific) */
+	RM_SPECIFIC_MUSL = 1,  /* a pointer to an array of the values (src/internal/pthread_impl.h, struct pthread.tsd) */
+};
+
 /* Bits of rm_process.flags. */
 enum rm_process_flags {
 	RM_HEAP = 1 << 0,   /* malloc family and mappings are counted */
@@ -156,7 +162,7 @@ struct rm_process {
 	rm_u32 tcache_trust;       /* predictions that came true in a row; RM_TCACHE_OFF: one did not */
 	rm_u64 tcache_offset;      /* from the thread pointer to where glibc keeps the thread's tcache; 0: not known */
 	rm_u32 order_minor;        /* events drawn since order_major */
-	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data (glibc: struct pthread.specific) */
+	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data, as specific_kind says */
 	rm_u64 finalizing_address; /* where _PyRuntime has the thread state that ends the interpreter; 0: not known */
 	rm_u64 code_type;          /* address of PyCode_Type, the type of every code object; 0: not known */
 	rm_u64 tally;              /* address of its struct rm_tally in the process; 0: its blocks are counted by probes */
@@ -166,7 +172,8 @@ struct rm_process {
 	rm_u64 history_sequence;   /* rm_tally.sequence at the last change of resident memory, told when the next one has another */
 	rm_s64 history_bytes;      /* resident memory then, ours left out */
 	rm_u32 new_code;           /* a file was mapped as code since user space last heard of one */
-	rm_u32 pad[2];
+	rm_u32 specific_kind;      /* enum rm_specific_kind */
+	rm_u32 pad;
 };
 
 /* A frame as it travels: 16 bytes. */

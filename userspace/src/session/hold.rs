@@ -47,6 +47,7 @@ struct Held {
 pub(super) struct Look {
     interpreter: Interpreter,
     libraries: Libraries,
+    is_musl: bool,
     loader_range: (u64, u64),
     library_range: (u64, u64),
     tcache_offset: u64,
@@ -292,6 +293,7 @@ impl Hold {
         Ok(interpreter.map(|interpreter| Look {
             interpreter,
             libraries: mapped.libraries,
+            is_musl: mapped.is_musl,
             loader_range: mapped.loader_range,
             library_range: mapped.library_range,
             tcache_offset: mapped.tcache_offset,
@@ -310,7 +312,7 @@ impl Hold {
         // Before the beginning is taken: what it reads may become resident by that.
         let layout = self.live_layout(pid, &interpreter);
         let mut process = self.new_process(pid);
-        recipe::describe(&mut process, &interpreter, &layout);
+        recipe::describe(&mut process, &interpreter, &layout, look.is_musl);
         (process.loader_start, process.loader_end) = look.loader_range;
         (process.library_start, process.library_end) = look.library_range;
         process.tcache_offset = look.tcache_offset;

@@ -28,8 +28,10 @@ const OLD_EVAL: &str = "PyEval_EvalFrameEx";
 /// The loader's function that debuggers stop at: called before its list of libraries changes, and when the libraries are mapped and
 /// nothing of them has run (elf/dl-debug.c in glibc, ldso/dynlink.c in musl).
 const LOADED: &str = "_dl_debug_state";
-/// Names of the dynamic loaders of glibc and musl begin so.
-const LOADERS: &[&str] = &["ld-linux", "ld-musl", "ld-2.", "ld.so", "ld64.so"];
+/// Names of glibc's dynamic loaders begin so. musl's is its C library.
+const LOADERS: &[&str] = &["ld-linux", "ld-2.", "ld.so", "ld64.so"];
+/// Symbols that musl has and no other C library: of its loader, and of its threads, which a static program has too.
+const MUSL: [&str; 2] = ["_dl_debug_addr", "__pthread_tsd_main"];
 /// Longest function that is decoded for a probe site.
 const LONGEST_FUNCTION: u64 = 64 << 10;
 
@@ -42,6 +44,7 @@ pub struct Allocator {
     pub file: File,
     /// Its functions.
     pub points: Vec<ProbePoint>,
+    is_glibc: bool,
     /// It has them under their usual names, and stands before the C library's where it is loaded first.
     pub is_malloc: bool,
 }
@@ -49,7 +52,7 @@ pub struct Allocator {
 impl Allocator {
     /// Is it glibc?
     pub fn is_glibc(&self) -> bool {
-        is_glibc(&self.name)
+        self.is_glibc
     }
 }
 
@@ -69,6 +72,7 @@ struct Known {
     elf: Option<ElfFile>,
     allocator: Option<Arc<Allocator>>,
     loader: Option<Arc<Loader>>,
+    c_library: CLibrary,
     /// Keeps the inode's number from being given to another file.
     _file: Option<File>,
 }
@@ -108,7 +112,9 @@ pub struct Mapped<'m> {
     modules: Vec<(PathBuf, u64, &'m ElfFile)>,
     /// What is to be probed.
     pub libraries: Libraries,
-    /// Where the dynamic loader is executable; empty for a static program.
+    /// Its C library is musl.
+    pub is_musl: bool,
+    /// Where the dynamic loader is executable, where that is a file of its own; empty for a static program.
     pub loader_range: (u64, u64),
     /// Where the preloaded library is executable; empty where it is not.
     pub library_range: (u64, u64),
@@ -147,6 +153,7 @@ impl Modules {
     /// symbols and is then left alone.
     pub fn may_be_python(&self, pid: Pid) -> bool {
         let path = maps::executable_path(pid).unwrap_or_default();
+        let is_loader = |name: &str| is_loader(name) || name.starts_with("ld-musl") || name == "libc.so";
         if path.file_name().is_some_and(|name| is_loader(&name.to_string_lossy())) {
             return true;
         }
@@ -195,6 +202,7 @@ impl Modules {
             pid,
             modules: Vec::new(),
             libraries: Libraries::default(),
+            is_musl: false,
             loader_range,
             library_range,
             tcache_offset: 0,
@@ -204,11 +212,12 @@ impl Modules {
             let key = (mapping.device, mapping.inode);
             let Some(known) = self.files.get(&key).filter(|_| seen.insert(key)) else { continue };
             mapped.libraries.add(known);
+            mapped.is_musl |= known.c_library == CLibrary::Musl;
             let same = mappings.iter().filter(|other| other.same_file(mapping));
             if let Some(elf) = &known.elf
                 && let Some(bias) = elf.load_bias(same)
             {
-                if is_glibc(&mapping.file_name().to_string_lossy()) {
+                if known.c_library == CLibrary::Glibc {
                     mapped.tcache_offset = tcache_offset(pid, elf, bias).unwrap_or(0);
                 }
                 mapped.modules.push((mapping.path.clone(), bias, elf));
@@ -254,24 +263,42 @@ impl Known {
         let elf = ElfFile::parse(file.try_clone().ok()?).ok()?;
         let all: Vec<_> = allocators::symbols().collect();
         let wanted: Vec<&str> =
-            all.iter().map(|(symbol, ..)| symbol.as_str()).chain([EVAL, OLD_EVAL, LOADED]).collect();
+            all.iter().map(|(symbol, ..)| symbol.as_str()).chain([EVAL, OLD_EVAL, LOADED]).chain(MUSL).collect();
         let found = elf.symbols(&wanted);
         let is_python = found.contains_key(EVAL) || found.contains_key(OLD_EVAL) || name.starts_with("libpypy");
-        let mut known = Self::default();
-        if is_loader(&name) {
+        let c_library = CLibrary::of(&found, &name);
+        let mut known = Self { c_library, ..Self::default() };
+        if is_loader(&name) || c_library == CLibrary::Musl {
             known.loader = loader_of(&elf, &found, &file);
-        } else {
-            known.allocator = allocator_of(&elf, &found, &name, &file, is_python);
         }
-        let is_kept = is_python || is_glibc(&name);
+        if !is_loader(&name) {
+            known.allocator = allocator_of(&elf, &found, &name, &file, is_python, c_library);
+        }
+        let is_kept = is_python || c_library == CLibrary::Glibc;
         known.elf = is_kept.then_some(elf);
         known._file = Some(file);
         Some(known)
     }
 }
 
-fn is_glibc(name: &str) -> bool {
-    name.starts_with("libc.so") || name.starts_with("libc-2.")
+/// What a file is as a C library.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum CLibrary {
+    #[default]
+    None,
+    Glibc,
+    Musl,
+}
+
+impl CLibrary {
+    /// Both may be called `libc.so`.
+    fn of(found: &HashMap<&str, Symbol>, name: &str) -> Self {
+        match () {
+            () if MUSL.iter().any(|symbol| found.contains_key(symbol)) => Self::Musl,
+            () if name.starts_with("libc.so") || name.starts_with("libc-2.") => Self::Glibc,
+            () => Self::None,
+        }
+    }
 }
 
 fn loader_of(elf: &ElfFile, found: &HashMap<&str, Symbol>, file: &File) -> Option<Arc<Loader>> {
@@ -302,10 +329,12 @@ fn allocator_of(
     name: &str,
     file: &File,
     is_python: bool,
+    c_library: CLibrary,
 ) -> Option<Arc<Allocator>> {
     let mut prefixes = allocators::prefixes(|symbol| found.contains_key(symbol));
     prefixes.retain(|prefix| prefix.is_empty() || !is_python);
     let is_malloc = prefixes.contains(&"");
+    let is_glibc = c_library == CLibrary::Glibc;
     // Long nops are left alone: Linux 6.18 turns a probed one of five bytes into a call that a fork does not survive when we are
     // killed meanwhile (see launch/line_events.c).
     let emulation = Emulation { x86_64: elf.machine() == Machine::X86_64, long_nops: false };
@@ -318,7 +347,7 @@ fn allocator_of(
         let site = sites::choose(code, arguments, emulation);
         let Some(offset) = elf.file_offset(place.address + site.offset_in_function) else { continue };
         let role = match function.role {
-            abi::RM_ROLE_MALLOC if is_glibc(name) => abi::RM_ROLE_GLIBC_MALLOC,
+            abi::RM_ROLE_MALLOC if is_glibc => abi::RM_ROLE_GLIBC_MALLOC,
             role => role,
         };
         // Two names of one function (memalign and aligned_alloc in glibc) are one probe.
@@ -327,5 +356,5 @@ fn allocator_of(
         }
     }
     let file = file.try_clone().ok().filter(|_| !points.is_empty())?;
-    Some(Arc::new(Allocator { name: name.to_owned(), file, points, is_malloc }))
+    Some(Arc::new(Allocator { name: name.to_owned(), file, points, is_glibc, is_malloc }))
 }

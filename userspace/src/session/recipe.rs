@@ -9,14 +9,17 @@ use crate::python::with_cleanup;
 
 /// `struct pthread.specific` in glibc (nptl/descr.h), the same from 2.27 to 2.43 on x86-64.
 const GLIBC_SPECIFIC: u32 = 0x510;
+/// `struct pthread.tsd` in musl (src/internal/pthread_impl.h), as `pthread_getspecific` of 1.2.3 and 1.2.6 has it on x86-64.
+const MUSL_SPECIFIC: u32 = 0x80;
 
 /// Sets what the walker needs.
-pub fn describe(process: &mut abi::rm_process, interpreter: &Interpreter, layout: &Layout) {
+pub fn describe(process: &mut abi::rm_process, interpreter: &Interpreter, layout: &Layout, is_musl: bool) {
     process.flags |= abi::RM_PYTHON;
     process.layout = layout_of(layout);
     set_thread_slot(process, interpreter);
     (process.text_start, process.text_end) = (interpreter.text_range.start, interpreter.text_range.end);
-    process.specific_offset = GLIBC_SPECIFIC;
+    (process.specific_kind, process.specific_offset) =
+        if is_musl { (abi::RM_SPECIFIC_MUSL, MUSL_SPECIFIC) } else { (abi::RM_SPECIFIC_GLIBC, GLIBC_SPECIFIC) };
     process.finalizing_address = interpreter.finalizing_address.unwrap_or(0);
     process.code_type = interpreter.code_type.unwrap_or(0);
 }
