@@ -33,6 +33,8 @@ mod left;
 mod loaders;
 #[path = "live/musl.rs"]
 mod musl;
+#[path = "live/native.rs"]
+mod native;
 #[path = "live/objects.rs"]
 mod objects;
 #[path = "live/odd_sources.rs"]

@@ -19,8 +19,35 @@ static __always_inline __u32 find_thread_state(struct rm_process *process, struc
 	return read_thread_state(thread->slot, state);
 }
 
-/* Walks the running thread's stack into thread->stack. */
-static __always_inline void walk(struct rm_process *process, struct thread *thread)
+/* The registers with which the thread came into the kernel; nothing where nobody asks for them. */
+static __always_inline struct native user_registers(const struct rm_process *process)
+{
+	struct native native = {};
+	struct pt_regs *regs;
+
+	if (process->flags & RM_NATIVE) {
+		regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+		native.instruction = PT_REGS_IP_CORE(regs);
+		native.stack_pointer = PT_REGS_SP_CORE(regs);
+		native.frame_pointer = PT_REGS_FP_CORE(regs);
+	}
+	return native;
+}
+
+/*
+ * Calls from different native functions are different stacks. How deep the thread's own stack is tells more of them apart, those that
+ * come through a wrapper of the allocator; counted from the thread pointer it is the same in all threads of a kind.
+ */
+static __always_inline void mix_native(struct thread *thread, __u64 fsbase)
+{
+	__u64 hash = mix(thread->stack.stack, thread->native.instruction);
+
+	hash = mix(hash, fsbase - thread->native.stack_pointer);
+	thread->stack.stack = hash ? hash : 1;
+}
+
+/* Walks the running thread's stack into thread->stack. `native`: by whom memory is asked for, where that is done. */
+static __always_inline void walk(struct rm_process *process, struct thread *thread, const struct native *native)
 {
 	__u64 state = 0, fsbase = thread_pointer();
 	__u32 status = RM_STACK_NO_THREAD;
@@ -39,6 +66,15 @@ static __always_inline void walk(struct rm_process *process, struct thread *thre
 	}
 	if (thread->stack.approximate)
 		count(RM_COUNT_APPROXIMATE);
+	thread->stack.thread_start = 0;
+	if (status == RM_STACK_NO_THREAD && process->start_offset &&
+	    !READ_USER(&thread->stack.thread_start, sizeof(thread->stack.thread_start), fsbase + process->start_offset))
+		thread->stack.stack = mix(thread->stack.stack, thread->stack.thread_start);
+	thread->native.instruction = 0;
+	if (native && (process->flags & RM_NATIVE) && native->instruction) {
+		thread->native = *native;
+		mix_native(thread, fsbase);
+	}
 	if (status == RM_STACK_TRUNCATED)
 		count(RM_COUNT_STACK_TRUNCATED);
 	else if (status == RM_STACK_UNREADABLE)
@@ -68,22 +104,43 @@ static __always_inline struct rm_site *site_of(struct rm_process *process, struc
 			return 0;
 		}
 	}
-	if (!site->announced && announce_stack(process, thread))
-		site->announced = 1;
+	if (!(site->announced & RM_ANNOUNCED_STACK) && announce_stack(process, thread)) {
+		site->announced |= RM_ANNOUNCED_STACK;
+		if (thread->stack.thread_start < process->text_start || thread->stack.thread_start >= process->text_end)
+			process->native_threads |= thread->stack.thread_start != 0;
+	}
+	if (thread->native.instruction && !(site->announced & RM_ANNOUNCED_NATIVE) && announce_native(process, thread))
+		site->announced |= RM_ANNOUNCED_NATIVE;
 	site->last_event = next_order(process);
 	site->resident_bytes = resident_bytes(process);
 	return site;
 }
 
+/* Whom a function of the preloaded library returns to, by its frame: the caller's frame pointer, then the return address. */
+static __always_inline struct native caller_of_frame(const struct rm_process *process, __u64 frame)
+{
+	struct native native = { .stack_pointer = frame + 16, .returns = 1 };
+	__u64 words[2] = {};
+
+	if ((process->flags & RM_NATIVE) && !bpf_probe_read_user(words, sizeof(words), (void *)frame)) {
+		native.frame_pointer = words[0];
+		native.instruction = words[1];
+	}
+	return native;
+}
+
 /* The tally met a stack: whose its site is. Told again now and then, should the announcement not have reached the buffer. */
-__noinline int tally_stack(struct rm_process *process, struct thread *thread, __u64 site)
+__noinline int tally_stack(struct rm_process *process, struct thread *thread, __u64 site, __u64 frame)
 {
 	struct rm_tally_key key = { .site = site };
+	struct native native = {};
 
 	if (!process || !thread || site >= RM_TALLY_SITES)
 		return 0;
 	key.process = process->id;
-	walk(process, thread);
+	if (frame)
+		native = caller_of_frame(process, frame);
+	walk(process, thread, &native);
 	site_of(process, thread);
 	if (bpf_map_update_elem(&tally_stacks, &key, &thread->stack.stack, BPF_ANY))
 		count(RM_COUNT_TALLY_STACKS_FULL);

@@ -203,6 +203,40 @@ static long announce_frame(__u32 index, struct announcing *announcing)
 	return 0;
 }
 
+/* Copies the thread's own stack, all of it that is there of what travels. */
+static __always_inline __u32 copy_stack(__u8 *data, __u64 from)
+{
+	if (!bpf_probe_read_user(data, RM_NATIVE_STACK, (void *)from))
+		return RM_NATIVE_STACK;
+	if (!bpf_probe_read_user(data, RM_NATIVE_STACK / 4, (void *)from))
+		return RM_NATIVE_STACK / 4;
+	return bpf_probe_read_user(data, RM_NATIVE_STACK / 16, (void *)from) ? 0 : RM_NATIVE_STACK / 16;
+}
+
+/* Sends where the thread's last walk was called from. Returns whether that reached its buffer. */
+__noinline int announce_native(struct rm_process *process, struct thread *thread)
+{
+	struct rm_native_event *record;
+
+	if (!process || !thread || !thread->native.instruction)
+		return 0;
+	record = bpf_ringbuf_reserve(&natives, sizeof(*record), 0);
+	if (!record) {
+		count(RM_COUNT_RING_FULL_NATIVE);
+		return 0;
+	}
+	record->event.kind = RM_EVENT_NATIVE;
+	record->event.process = process->id;
+	record->stack = thread->stack.stack;
+	record->instruction = thread->native.instruction;
+	record->stack_pointer = thread->native.stack_pointer;
+	record->frame_pointer = thread->native.frame_pointer;
+	record->returns = thread->native.returns;
+	record->bytes = copy_stack(record->data, thread->native.stack_pointer);
+	bpf_ringbuf_submit(record, bpf_ringbuf_query(&natives, BPF_RB_AVAIL_DATA) > (1 << 21) ? 0 : BPF_RB_NO_WAKEUP);
+	return 1;
+}
+
 /* Sends the thread's last walk and every code object on it. Returns whether the stack reached the buffer. */
 __noinline int announce_stack(struct rm_process *process, struct thread *thread)
 {
@@ -222,7 +256,8 @@ __noinline int announce_stack(struct rm_process *process, struct thread *thread)
 	size = __builtin_offsetof(struct rm_stack_event, frames) + frames * sizeof(struct rm_frame);
 	if (size > sizeof(struct rm_stack_event))
 		return 0;
-	if (bpf_ringbuf_output(&events, &thread->stack, size, wakeup_flags())) {
+	/* The function that a thread began with is looked up in the process, which may end at any moment: not on the clock. */
+	if (bpf_ringbuf_output(&events, &thread->stack, size, thread->stack.thread_start ? 0 : wakeup_flags())) {
 		count(RM_COUNT_RING_FULL_STACK);
 		return 0;
 	}

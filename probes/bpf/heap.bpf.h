@@ -30,7 +30,7 @@ __noinline int release_block(struct rm_process *process, struct thread *thread, 
 		return 0;
 	}
 	thread->freed = address;
-	walk(process, thread);
+	walk(process, thread, 0);
 	charge_block(process, thread, &block);
 	return 0;
 }
@@ -42,7 +42,7 @@ __noinline int record_block(struct rm_process *process, struct thread *thread, _
 	if (!process || !thread)
 		return 0;
 	bytes = thread->bytes;
-	walk(process, thread);
+	walk(process, thread, &thread->caller);
 	if (thread->old_address && !thread->old_known)
 		count(RM_COUNT_FREE_FROM_BEFORE);
 	if (thread->old_known)
@@ -122,6 +122,23 @@ static __always_inline bool was_tallied(struct rm_process *process, struct threa
 	return read_tally_thread(process, &tally) && tally.blocks != thread->tally_blocks && address - tally.latest <= RM_PAGE;
 }
 
+/* Who calls the function that begins: the return address is the word at the stack pointer (x86-64), or in its register. */
+static __always_inline struct native caller_at_entry(const struct rm_process *process, struct pt_regs *ctx)
+{
+	struct native native = { .stack_pointer = PT_REGS_SP(ctx), .frame_pointer = PT_REGS_FP(ctx), .returns = 1 };
+
+	if (!(process->flags & RM_NATIVE))
+		return native;
+#if defined(__TARGET_ARCH_x86)
+	if (READ_USER(&native.instruction, sizeof(native.instruction), native.stack_pointer))
+		native.instruction = 0;
+	native.stack_pointer += 8;
+#else
+	native.instruction = PT_REGS_RET(ctx);
+#endif
+	return native;
+}
+
 /* Entry. Returns 1 when the return need not be seen. */
 static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_skip)
 {
@@ -146,6 +163,7 @@ static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_
 	}
 	if (thread->depth)
 		goto nested;
+	thread->caller = caller_at_entry(process, ctx);
 	thread->foretold = 0;
 	if (may_skip && role == RM_ROLE_GLIBC_MALLOC) {
 		thread->foretold = foretell(process, thread, first);

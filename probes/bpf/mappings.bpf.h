@@ -173,7 +173,7 @@ __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u
 		count(RM_COUNT_ARENA_TOO_LARGE);
 	bpf_loop(DROP_GRANULES, drop_step_arena, &loop, 0);
 	if (loop.pages) {
-		walk(process, thread);
+		walk(process, thread, 0);
 		charge_release(process, thread, (__u64)loop.pages * RM_PAGE, loop.pages);
 		add_net(process, thread, -(__s64)loop.pages * RM_PAGE);
 	}
@@ -187,6 +187,7 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	__u64 bit = 1ull << (address / RM_PAGE & 63);
 	struct arena *arena;
 	struct thread *thread;
+	struct native native;
 
 	if (!process)
 		return 0;
@@ -210,7 +211,8 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	thread = current_thread();
 	if (!thread)
 		return 0;
-	walk(process, thread);
+	native = user_registers(process);
+	walk(process, thread, &native);
 	charge_allocation(process, thread, RM_PAGE, 1);
 	remember_block(process, thread, address & ~(__u64)(RM_PAGE - 1), RM_PAGE);
 	add_net(process, thread, RM_PAGE);
@@ -383,6 +385,7 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	struct rm_map_event *record;
 	struct rm_process *process;
 	struct thread *thread;
+	struct native native;
 	__u32 call;
 
 	if (!change)
@@ -405,7 +408,8 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 		return add_arena(process, result, thread->map_arguments[1]);
 	count(RM_COUNT_EVENTS);
 	process->own_mappings = 1;
-	walk(process, thread);
+	native = user_registers(process);
+	walk(process, thread, change == RM_MAP_MUNMAP ? 0 : &native);
 	site_of(process, thread);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record) {

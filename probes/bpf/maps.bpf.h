@@ -46,6 +46,14 @@ struct active {
 	__u32 clean_up; /* it is leaving a with block: no execution of its line */
 };
 
+/* Where native code called from: the registers it has when the call is over. */
+struct native {
+	__u64 instruction; /* 0: nothing is to be known of it */
+	__u64 stack_pointer;
+	__u64 frame_pointer;
+	__u64 returns; /* struct rm_native_event */
+};
+
 /* What we keep of a thread. One writer: the thread itself. */
 struct thread {
 	__u32 depth; /* calls of the malloc family that have not returned */
@@ -71,6 +79,8 @@ struct thread {
 	__s64 tally_highest; /* struct rm_tally_thread's, as last read */
 	__u32 active_count;
 	__u32 pad;
+	struct native caller; /* of the outermost call of the malloc family under way */
+	struct native native; /* of the last walk */
 	struct active active[RM_MAX_ACTIVE];
 	struct rm_stack_event stack; /* the last walk; also the record that announces it */
 };
@@ -165,6 +175,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 23);
 } events SEC(".maps");
+
+/* Copies of stacks at the first sight of a caller (struct rm_native_event). Full: counted, and tried again at the site's next event.
+ * (sized): next to nothing where native functions are not asked for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 24);
+} natives SEC(".maps");
 
 /* key: process and site of its tally. value: stack. Written when the preloaded library meets a stack; read by user space; lives as long
  * as the session. Full: counted; the site's bytes are "stack lost". */

@@ -24,6 +24,7 @@ static __always_inline bool torn_down(struct mm_struct *mm)
 __noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
 {
 	struct thread *thread;
+	struct native native;
 
 	if (!process)
 		return 0;
@@ -34,10 +35,12 @@ __noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
 	}
 	count(RM_COUNT_EVENTS);
 	if (own) {
-		walk(process, thread);
+		native = user_registers(process);
+		walk(process, thread, change > 0 ? &native : 0);
 	} else {
 		thread->stack.frame_count = 0;
 		thread->stack.status = RM_STACK_FOREIGN;
+		thread->native.instruction = 0;
 		thread->stack.stack = mix(mix(0x726d70726f66ull, process->id), RM_STACK_FOREIGN);
 	}
 	if (change > 0)

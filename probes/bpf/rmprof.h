@@ -33,6 +33,7 @@ enum rm_limits {
 	RM_PAGE = 4096,
 	RM_CALLER_WORDS = 16,     /* above the stack pointer at an mmap: how far pymalloc's return address may be */
 	RM_RESERVED = 16,         /* ranges of address space that mimalloc has reserved and hands out page by page */
+	RM_NATIVE_STACK = 4096, /* bytes of a thread's own stack that travel with the first sight of a call */
 };
 
 #define RM_TCACHE_OFF 0xffffffffu
@@ -126,6 +127,7 @@ enum rm_process_flags {
 	RM_PAGES = 1 << 1,  /* resident pages are counted */
 	RM_PYTHON = 1 << 2, /* layout and addresses below are set */
 	RM_FOLLOW = 1 << 3, /* nobody holds it: its forks, execs and its end are told, and its forks counted */
+	RM_NATIVE = 1 << 4, /* calls are told apart by the native function they come from as well, which is told at first sight */
 };
 
 /* Addresses from `start` up to `end`; start 0: none. */
@@ -173,6 +175,8 @@ struct rm_process {
 	rm_s64 history_bytes;      /* resident memory then, ours left out */
 	rm_u32 new_code;           /* a file was mapped as code since user space last heard of one */
 	rm_u32 specific_kind;      /* enum rm_specific_kind */
+	rm_u32 start_offset;       /* from the thread pointer to where the libc keeps the function its thread began with; 0: not known */
+	rm_u32 native_threads;     /* a thread was told of that began outside the interpreter: its function is to be named */
 	rm_u32 pad;
 };
 
@@ -205,6 +209,12 @@ struct rm_tally_key {
 	rm_u32 site;
 };
 
+/* What of a stack has reached its ring buffer. */
+enum rm_announced {
+	RM_ANNOUNCED_STACK = 1 << 0,
+	RM_ANNOUNCED_NATIVE = 1 << 1,
+};
+
 /* Value of the sites map: see ledger::SiteCounts for the meaning. */
 struct rm_site {
 	rm_u64 allocated_bytes;
@@ -214,7 +224,7 @@ struct rm_site {
 	rm_u64 dead_bytes;
 	rm_u64 resident_bytes;
 	rm_u64 last_event; /* its place among the process's events: rm_process.sequence, or as RM_ORDER_SHIFT says */
-	rm_u32 announced; /* the stack's record reached the ring buffer */
+	rm_u32 announced; /* enum rm_announced */
 	rm_u32 status;    /* enum rm_stack_status */
 };
 
@@ -262,7 +272,7 @@ enum rm_launch_role {
 	RM_LAUNCH_LINE = 1,  /* (code, line, what) */
 	RM_LAUNCH_MARK = 2,  /* (code, order) */
 	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
-	RM_LAUNCH_STACK = 4, /* (site): of the preloaded library, a stack its tally has not met before */
+	RM_LAUNCH_STACK = 4, /* (site, frame): of the preloaded library, a stack its tally has not met before, and the frame of the call; 0: of none */
 	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
 	RM_LAUNCH_LOADED = 6, /* (): of the dynamic loader, it is about to change its list of libraries, or has */
 };
@@ -276,6 +286,7 @@ enum rm_event_kind {
 	RM_EVENT_PART = 6,
 	RM_EVENT_RESIDENT = 7,
 	RM_EVENT_FOLLOW = 8,
+	RM_EVENT_NATIVE = 9,
 };
 
 struct rm_event {
@@ -293,7 +304,23 @@ struct rm_stack_event {
 	rm_u32 pad;
 	rm_u64 thread_state; /* address of the PyThreadState, for the check by user space */
 	rm_u64 fsbase;
+	rm_u64 thread_start; /* RM_STACK_NO_THREAD: the function its thread began with; 0: the first thread, or not known */
 	struct rm_frame frames[RM_MAX_FRAMES];
+};
+
+/*
+ * The thread's own stack at the first sight of rm_stack_event.stack: what is needed to find the native functions on it. The registers
+ * are those of the code that called the allocator (or the kernel), the call being over. After `bytes` of data the record is padding.
+ */
+struct rm_native_event {
+	struct rm_event event;
+	rm_u64 stack;
+	rm_u64 instruction;
+	rm_u64 stack_pointer;
+	rm_u64 frame_pointer;
+	rm_u32 bytes; /* from the stack pointer on */
+	rm_u32 returns; /* `instruction` is where the call returns to, and not one that was executing */
+	rm_u8 data[RM_NATIVE_STACK];
 };
 
 /* Bits of rm_code_event.flags: what is not in the record. Its parts went before it, or user space reads it while the process lives. */
@@ -443,6 +470,7 @@ enum rm_counter {
 	RM_COUNT_RING_FULL_FOLLOW,
 	RM_COUNT_PROCESSES_FULL,
 	RM_COUNT_APPROXIMATE, /* an event in code of the JIT, whose line may be an earlier one of its function */
+	RM_COUNT_RING_FULL_NATIVE,
 	RM_COUNT_NO_TALLY, /* a fork could not map its tally: its blocks are not counted */
 	RM_COUNT_NOT_HELD, /* a library was mapped, and the process could not be held to look at it first */
 	RM_COUNTERS,

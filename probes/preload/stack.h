@@ -55,9 +55,6 @@ static inline bool is_seen(struct seen *seen, __u64 frame)
 static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, bool care)
 {
 	const struct rm_layout *layout = &t->process.layout;
-static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, bool care)
-{
-	const struct rm_layout *layout = &t->process.layout;
 	__u64 frame = 0, at, code, position, owner, sum = 0, one, first, filename, name, table, version, type, executor = 0;
 	struct seen seen;
 	__u32 near = 0;
@@ -142,8 +139,8 @@ static inline bool is_ending(const struct rm_process *process, __u64 state)
 	return ended_by && ended_by != state;
 }
 
-/* The stack that runs: a hash, never 0. */
-static inline __u64 current_stack(struct rm_tally *t)
+/* The stack that runs: a hash, never 0. `frame`: of the function that was called for memory, where that is to be known. */
+static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 {
 	struct rm_process *process = &t->process;
 	__u64 pointer = thread_pointer(), state = 0, hash = 0;
@@ -178,6 +175,11 @@ static inline __u64 current_stack(struct rm_tally *t)
 	else if (unlikely(status == RM_STACK_UNREADABLE))
 		count(t, RM_COUNT_STACK_UNREADABLE);
 known:
+	if (unlikely(status == RM_STACK_NO_THREAD && process->start_offset))
+		hash ^= turned(*(const volatile __u64 *)(pointer + process->start_offset), 8);
+	/* As the kernel side tells callers apart (mix_native in charge.bpf.h). */
+	if (unlikely(frame && process->flags & RM_NATIVE))
+		hash = (hash ^ turned(((const __u64 *)frame)[1], 12) ^ (pointer - (__u64)frame)) * 0xc2b2ae3d27d4eb4full;
 	hash = (hash ^ status) * 0x9e3779b97f4a7c15ull;
 	return hash ^ hash >> 32 ? hash ^ hash >> 32 : 1;
 }
@@ -196,7 +198,7 @@ static inline struct rm_tally_site *site_at(struct rm_tally *t, __u32 site)
 }
 
 /* A stack is met for the first time. Its site plus one, or 0: there are too many. */
-static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack)
+static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack, const void *frame)
 {
 	struct rm_tally_site *site;
 	__u32 number;
@@ -209,14 +211,14 @@ static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack)
 	if (!site || put(t, &stacks, stack, number + 1) == NO_ROOM)
 		return 0;
 	site->announced = t->announcements;
-	rmprof_site_stack(number);
+	rmprof_site_stack(number, frame);
 	return number + 1;
 }
 
 /* The site of the stack that runs. 0: none could be had, and it is counted. */
-static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *number)
+static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *number, const void *frame)
 {
-	__u64 stack = current_stack(t);
+	__u64 stack = current_stack(t, frame);
 	struct rm_tally_bucket *bucket;
 	struct rm_tally_site *site;
 	int at;
@@ -226,7 +228,7 @@ static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *numb
 		/* The value may still be on its way from another thread. */
 		last.site = at < 0 ? 0 : __atomic_load_n(&bucket->values[at], __ATOMIC_ACQUIRE);
 		if (unlikely(!last.site || last.site > RM_TALLY_SITES))
-			last.site = new_site(t, stack);
+			last.site = new_site(t, stack, frame);
 		last.stack = stack;
 		last.in = t;
 	}
@@ -238,7 +240,7 @@ static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *numb
 	}
 	if (unlikely(site->announced != t->announcements)) {
 		site->announced = t->announcements;
-		rmprof_site_stack(last.site - 1);
+		rmprof_site_stack(last.site - 1, frame);
 	}
 	return site;
 }

@@ -58,8 +58,8 @@ static __thread struct {
 	__u32 site;    /* and its site plus one */
 } last;
 
-/* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. */
-__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(UNUSED __u64 site)
+/* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. `frame` as in current_stack. */
+__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(UNUSED __u64 site, UNUSED const void *frame)
 {
 	__asm__("nop\n\tret");
 }
@@ -157,13 +157,13 @@ static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u
 	net(bytes);
 }
 
-static __attribute__((noinline)) void record(struct rm_tally *t, const void *address, __u64 bytes)
+static __attribute__((noinline)) void record(struct rm_tally *t, const void *address, __u64 bytes, const void *frame)
 {
 	struct rm_tally_site *site;
 	__u32 number;
 
 	foresee(t, &blocks, (__u64)address);
-	site = current_site(t, &number);
+	site = current_site(t, &number, frame);
 	allocated(t, site, number, address, bytes);
 	if (likely(site))
 		draw(t, site);
@@ -177,7 +177,7 @@ static __attribute__((noinline)) struct rm_tally_site *record_release(struct rm_
 	__u32 number;
 
 	foresee(t, &blocks, (__u64)address);
-	site = current_site(t, &number);
+	site = current_site(t, &number, 0);
 	taken = take(t, address);
 	if (unlikely(!taken.known)) {
 		count(t, RM_COUNT_FREE_FROM_BEFORE);
@@ -188,10 +188,11 @@ static __attribute__((noinline)) struct rm_tally_site *record_release(struct rm_
 }
 
 /* A reallocation has succeeded: one event. `address` is 0 where the size was 0 and the block was given back. */
-static __attribute__((noinline)) void record_move(struct rm_tally *t, const void *old, struct taken taken, const void *address, __u64 bytes)
+static __attribute__((noinline)) void record_move(struct rm_tally *t, const void *old, struct taken taken, const void *address, __u64 bytes,
+						  const void *frame)
 {
 	__u32 number;
-	struct rm_tally_site *site = current_site(t, &number);
+	struct rm_tally_site *site = current_site(t, &number, frame);
 
 	if (taken.known)
 		released(t, site, taken);
@@ -370,6 +371,9 @@ static void *own_or_next(void **known, const char *name, void *own)
 	return found ? found : own;
 }
 
+/* The frame of the function that the program called: its caller's frame pointer and the return address stand there. */
+#define FRAME __builtin_frame_address(0)
+
 #define WITH_DEPTH(expression)          \
 	({                              \
 		thread.depth++;         \
@@ -386,7 +390,7 @@ PUBLIC void *malloc(size_t bytes)
 		return REAL(malloc, one_function, false)(bytes);
 	void *address = WITH_DEPTH(REAL(malloc, one_function, true)(bytes));
 	if (likely(address))
-		record(t, address, bytes);
+		record(t, address, bytes, FRAME);
 	return address;
 }
 
@@ -426,11 +430,11 @@ PUBLIC void *calloc(size_t number, size_t size)
 		return REAL(calloc, two_function, false)(number, size);
 	void *address = WITH_DEPTH(REAL(calloc, two_function, true)(number, size));
 	if (likely(address))
-		record(t, address, number * size);
+		record(t, address, number * size, FRAME);
 	return address;
 }
 
-PUBLIC void *realloc(void *old, size_t bytes)
+static inline void *reallocate(void *old, size_t bytes, const void *frame)
 {
 	struct rm_tally *t = counting();
 	struct taken taken = { 0, false };
@@ -442,10 +446,15 @@ PUBLIC void *realloc(void *old, size_t bytes)
 		taken = take(t, old);
 	address = WITH_DEPTH(REAL(realloc, realloc_function, true)(old, bytes));
 	if (likely(address || (old && !bytes)))
-		record_move(t, old, taken, address, bytes);
+		record_move(t, old, taken, address, bytes, frame);
 	else if (taken.known && put(t, &blocks, (__u64)old, taken.value) == NO_ROOM) /* it failed and changed nothing */
 		count(t, RM_COUNT_BLOCKS_FULL);
 	return address;
+}
+
+PUBLIC void *realloc(void *old, size_t bytes)
+{
+	return reallocate(old, bytes, FRAME);
 }
 
 PUBLIC void *reallocarray(void *old, size_t number, size_t size)
@@ -457,49 +466,49 @@ PUBLIC void *reallocarray(void *old, size_t number, size_t size)
 			*__errno_location() = ENOMEM;
 		return 0;
 	}
-	return realloc(old, bytes);
+	return reallocate(old, bytes, FRAME);
 }
 
-static void *aligned(const char *name, void **known, size_t alignment, size_t bytes)
+static void *aligned(const char *name, void **known, size_t alignment, size_t bytes, const void *frame)
 {
 	struct rm_tally *t = counting();
 	two_function *function = (two_function *)next(known, name);
 	void *address = WITH_DEPTH(function ? function(alignment, bytes) : 0);
 
 	if (t && address)
-		record(t, address, bytes);
+		record(t, address, bytes, frame);
 	return address;
 }
 
 PUBLIC void *memalign(size_t alignment, size_t bytes)
 {
-	return aligned("memalign", &next_memalign, alignment, bytes);
+	return aligned("memalign", &next_memalign, alignment, bytes, FRAME);
 }
 
 PUBLIC void *aligned_alloc(size_t alignment, size_t bytes)
 {
-	return aligned("aligned_alloc", &next_aligned_alloc, alignment, bytes);
+	return aligned("aligned_alloc", &next_aligned_alloc, alignment, bytes, FRAME);
 }
 
-static void *of_pages(const char *name, void **known, size_t bytes)
+static void *of_pages(const char *name, void **known, size_t bytes, const void *frame)
 {
 	struct rm_tally *t = counting();
 	one_function *function = (one_function *)next(known, name);
 	void *address = WITH_DEPTH(function ? function(bytes) : 0);
 
 	if (t && address)
-		record(t, address, bytes);
+		record(t, address, bytes, frame);
 	return address;
 }
 
 PUBLIC void *valloc(size_t bytes)
 {
-	return of_pages("valloc", &next_valloc, bytes);
+	return of_pages("valloc", &next_valloc, bytes, FRAME);
 }
 
 PUBLIC void *pvalloc(size_t bytes)
 {
-	return of_pages("pvalloc", &next_pvalloc, bytes);
+	return of_pages("pvalloc", &next_pvalloc, bytes, FRAME);
 }
 
 PUBLIC int posix_memalign(void **out, size_t alignment, size_t bytes)
@@ -512,7 +521,7 @@ PUBLIC int posix_memalign(void **out, size_t alignment, size_t bytes)
 	error = function ? function(out, alignment, bytes) : ENOMEM;
 	thread.depth--;
 	if (t && !error)
-		record(t, *out, bytes);
+		record(t, *out, bytes, FRAME);
 	return error;
 }
 

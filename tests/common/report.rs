@@ -127,6 +127,13 @@ impl<'r> Process<'r> {
         self.find(function, line).unwrap_or_else(|| panic!("no line {line} of {function} in {:#}", self.0))
     }
 
+    /// Net bytes on no line for this reason.
+    #[track_caller]
+    pub fn other(&self, reason: &str) -> i64 {
+        let found = self.0["other"].as_array().unwrap().iter().find(|other| other["reason"] == reason);
+        found.unwrap_or_else(|| panic!("no {reason:?} in {}", self.0["other"]))["net_bytes"].as_i64().unwrap()
+    }
+
     /// Marked functions, by qualified name, in order.
     pub fn marked(&self) -> Vec<&'r str> {
         let functions = self.0["functions"].as_array().unwrap().iter();

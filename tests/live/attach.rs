@@ -163,6 +163,22 @@ fn root_blocks_from_before_are_no_negative_nonsense() {
 }
 
 #[test]
+fn root_native_functions_of_a_running_process() {
+    if !root() {
+        return;
+    }
+    for mode in ["heap", "pages"] {
+        let (ran, program) = attached(&any_python(), &["--mode", mode, "--columns", "+native"], &["grow"]);
+        let report = complete(&ran.expect(0).quiet());
+        let line = report.only().line("handle", program.line("# grows"));
+        // A name, or the nearest one in a stripped file.
+        let most = line.0["native"][0]["function"].as_str().unwrap_or_else(|| panic!("{mode}: {}", line.0));
+        assert!(most.to_lowercase().contains("byte") || most.contains("_PyObject_MakeTpCall"), "{mode}: {}", line.0);
+        assert!(line.0["native"][0]["bytes"].as_i64().unwrap() > 9_000_000, "{mode}: {}", line.0);
+    }
+}
+
+#[test]
 fn root_forks_are_followed_from_their_first_instruction() {
     if !root() {
         return;

@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`kernel`] (probes, maps, attach), [`target`] (processes, ELF, /proc), [`python`] (layouts, code objects, lines),
 //! [`ledger`] (events to bytes by line; pure), [`report`] (what a person reads), [`launch`] (what a started program gets from us).
-//! [`tally`] (processes that count themselves).
+//! [`tally`] (processes that count themselves), [`native`] (native functions by their addresses).
 //! [`session`] alone sees them all. See ARCHITECTURE.md.
 
 pub mod cli;
@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod kernel;
 pub mod launch;
 pub mod ledger;
+pub mod native;
 pub mod plan;
 pub mod python;
 pub mod report;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::cli::{
     AttachArguments, AttachModeArgument, CheckArguments, ModeArgument, ProbesArgument, ReportArguments, RunArguments,
 };
-use crate::kernel::{How, Mode, Rung};
+use crate::kernel::{How, Mode, Rung, Wanted};
 use crate::report::checks::{Checks, LineCheck};
 use crate::report::columns::Column;
 use crate::report::{Format, OptionError, Options, Selection};
@@ -31,6 +31,16 @@ pub struct ReportPlan {
 }
 
 impl ReportPlan {
+    /// Are native functions asked for?
+    pub fn native(&self) -> bool {
+        self.options.columns.contains(&Column::Native)
+    }
+
+    /// What the probes are to do; `follow`: of processes that nobody holds.
+    pub fn wanted(&self, follow: bool) -> Wanted {
+        Wanted { mode: self.mode, native: self.native(), follow }
+    }
+
     fn new(mode: Mode, typed: ReportArguments, checks: CheckArguments) -> Result<Self, OptionError> {
         let format = match (&typed.format, &typed.output) {
             (Some(name), _) => Format::by_name(name)?,

@@ -123,6 +123,12 @@ pub const COUNTERS: &[Counter] = &[
         "an event in code that Python's JIT had compiled: its line may be an earlier one of the same function",
     ),
     row(
+        abi::RM_COUNT_RING_FULL_NATIVE,
+        "ring_full_native",
+        false,
+        "the native function in which a stack asked for memory is not known",
+    ),
+    row(
         abi::RM_COUNT_NO_TALLY,
         "no_tally",
         true,

@@ -86,7 +86,7 @@ impl Drain {
     /// # Errors
     /// When the map cannot be read.
     pub fn unheard(&self) -> io::Result<u64> {
-        let lost = [abi::RM_COUNT_RING_FULL_STACK, abi::RM_COUNT_RING_FULL_CODE];
+        let lost = [abi::RM_COUNT_RING_FULL_STACK, abi::RM_COUNT_RING_FULL_CODE, abi::RM_COUNT_RING_FULL_NATIVE];
         lost.iter().map(|index| self.maps.counters.sum(*index)).sum()
     }
 

@@ -5,7 +5,8 @@ use std::mem::offset_of;
 use rmprof_probes::abi;
 
 use super::attach::from_bytes;
-use crate::ledger::{CodeKey, Frame, MapChange, ProcessId, Stack, StackId, StackStatus};
+use crate::ledger::{CodeKey, Frame, MapChange, Origin, ProcessId, Stack, StackId, StackStatus};
+use crate::native::Snapshot;
 use crate::target::Pid;
 
 /// A str as the kernel side copied it.
@@ -92,6 +93,15 @@ pub enum Event {
         thread_state: u64,
         /// The thread pointer of the thread.
         thread_pointer: u64,
+        /// Without a Python frame: the address of the function its thread began with, 0 where there is none.
+        thread_start: u64,
+    },
+    /// Where a stack was called from, after its first sight.
+    Native {
+        /// In which process.
+        process: ProcessId,
+        /// What was copied.
+        snapshot: Snapshot,
     },
     /// First sight of a code object.
     Code {
@@ -161,6 +171,7 @@ impl Event {
     pub fn process(&self) -> ProcessId {
         match self {
             Self::Stack { process, .. }
+            | Self::Native { process, .. }
             | Self::Code { process, .. }
             | Self::Part { process, .. }
             | Self::Mark { process, .. }
@@ -190,6 +201,7 @@ pub fn parse(record: &[u8]) -> Option<Event> {
     let process = ProcessId(head.process);
     match head.kind {
         abi::RM_EVENT_STACK => parse_stack(process, record),
+        abi::RM_EVENT_NATIVE => parse_native(process, record),
         abi::RM_EVENT_CODE => parse_code(process, record),
         abi::RM_EVENT_MARK => {
             let mark: abi::rm_mark_event = from_bytes(record)?;
@@ -268,10 +280,26 @@ fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
             status: stack_status(status),
             frames,
             approximate: field::<u32>(record, offset_of!(abi::rm_stack_event, approximate))? != 0,
+            origin: Origin::default(),
         },
         thread_state: field(record, offset_of!(abi::rm_stack_event, thread_state))?,
         thread_pointer: field(record, offset_of!(abi::rm_stack_event, fsbase))?,
+        thread_start: field(record, offset_of!(abi::rm_stack_event, thread_start))?,
     })
+}
+
+fn parse_native(process: ProcessId, record: &[u8]) -> Option<Event> {
+    let bytes: u32 = field(record, offset_of!(abi::rm_native_event, bytes))?;
+    let returns: u32 = field(record, offset_of!(abi::rm_native_event, returns))?;
+    let snapshot = Snapshot {
+        stack: StackId(field(record, offset_of!(abi::rm_native_event, stack))?),
+        instruction: field(record, offset_of!(abi::rm_native_event, instruction))?,
+        returns: returns != 0,
+        stack_pointer: field(record, offset_of!(abi::rm_native_event, stack_pointer))?,
+        frame_pointer: field(record, offset_of!(abi::rm_native_event, frame_pointer))?,
+        bytes: record.get(offset_of!(abi::rm_native_event, data)..)?.get(..bytes as usize)?.to_vec(),
+    };
+    Some(Event::Native { process, snapshot })
 }
 
 fn parse_part(process: ProcessId, record: &[u8]) -> Option<Event> {

@@ -113,7 +113,7 @@ fn names(btf: &[u8]) -> Option<HashSet<&[u8]>> {
 }
 
 fn loads(name: &'static str, mode: Mode) -> Answer {
-    let found = match Kernel::load(Wanted { mode, follow: false }, How::default()) {
+    let found = match Kernel::load(Wanted { mode, native: true, follow: false }, How::default()) {
         Ok((kernel, _, _)) => {
             let by = Loader::default().name();
             Ok(format!("loaded by {by} and attached ({:?} probes)", kernel.rung).to_lowercase())

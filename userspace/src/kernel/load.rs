@@ -155,6 +155,8 @@ impl Kernel {
 pub struct Wanted {
     /// What is counted.
     pub mode: Mode,
+    /// Native functions are to be told.
+    pub native: bool,
     /// Processes that nobody holds: their forks, execs and ends are to be told.
     pub follow: bool,
 }
@@ -185,12 +187,17 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
 
 fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
+    let mut entries = vec![("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)];
+    if !what.native {
+        // The least that a ring buffer may have.
+        entries.push(("natives", u32::try_from(crate::target::page_bytes()).unwrap_or(1 << 16)));
+    }
     loader.load(&Settings {
         wanted: &|name| wanted(name, what, rung),
         tracepoints: TRACEPOINTS,
-        entries: &[("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)],
+        entries: &entries,
         cpus,
-        rings: &["events", "residents"],
+        rings: &["events", "residents", "natives"],
     })
 }
 

@@ -25,6 +25,8 @@ pub enum Resolved {
 pub enum Reason {
     /// The thread runs no Python.
     NoPythonFrame,
+    /// The same, of a thread that began with this native function ([`Origin`](super::types::Origin)).
+    Thread(u32),
     /// The interpreter was not up yet.
     StartUp,
     /// The kernel (reclaim, compaction) or another process changed the memory.
@@ -43,7 +45,7 @@ impl Reason {
     /// The words of the report.
     pub fn as_str(self) -> &'static str {
         match self {
-            Reason::NoPythonFrame => "no Python frame",
+            Reason::NoPythonFrame | Reason::Thread(_) => "no Python frame",
             Reason::StartUp => "start-up of the interpreter",
             Reason::Foreign => "the kernel or another process",
             Reason::StackNotRead => "stack not read",
@@ -111,6 +113,8 @@ impl LineTotals {
 pub struct Folded {
     /// Totals of every line that an event is on.
     pub lines: BTreeMap<LinePosition, LineTotals>,
+    /// Bytes asked for on each line, callees included, by the native function that asked.
+    pub asked_in: BTreeMap<LinePosition, BTreeMap<u32, u64>>,
     /// Net bytes on no line.
     pub other: BTreeMap<Reason, i64>,
     /// Distinct frames that did not resolve.
@@ -176,6 +180,10 @@ impl<R: FnMut(Frame) -> Resolved> Folder<R> {
                 && self.on_stack.insert(position.function)
             {
                 self.folded.lines.entry(position).or_default().add(counts);
+                if let Some(function) = stack.origin.asked_in {
+                    let bytes = self.folded.asked_in.entry(position).or_default().entry(function).or_default();
+                    *bytes = bytes.saturating_add(counts.allocated_bytes);
+                }
             }
         }
         match innermost {
@@ -215,7 +223,9 @@ fn without_frames(stack: &Stack) -> Reason {
         return Reason::OwnHelp;
     }
     match stack.status {
-        StackStatus::NoPythonFrame | StackStatus::Complete => Reason::NoPythonFrame,
+        StackStatus::NoPythonFrame | StackStatus::Complete => {
+            stack.origin.thread.map_or(Reason::NoPythonFrame, Reason::Thread)
+        }
         StackStatus::StartUp => Reason::StartUp,
         StackStatus::Foreign => Reason::Foreign,
         StackStatus::ReadFailed | StackStatus::Truncated => Reason::StackNotRead,

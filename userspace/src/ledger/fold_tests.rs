@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::types::CodeKey;
+use super::super::types::{CodeKey, Origin};
 use super::*;
 
 /// A frame that [`resolve`] reads back: function and line in the clear.
@@ -35,7 +35,7 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
     let mut counts = Vec::new();
     for (index, (status, frames, site)) in sites.into_iter().enumerate() {
         let id = StackId(index as u64 + 1);
-        stacks.insert(id, Stack { status, frames, approximate: false });
+        stacks.insert(id, Stack { status, frames, approximate: false, origin: Origin::default() });
         counts.push((id, site));
     }
     fold(counts, &stacks, resolve)
@@ -160,6 +160,7 @@ fn any_stack() -> impl Strategy<Value = Stack> {
         status,
         frames,
         approximate: false,
+        origin: Origin::default(),
     })
 }
 
@@ -191,4 +192,23 @@ proptest! {
         let backwards = fold(sites.into_iter().rev(), &stacks, resolve);
         prop_assert_eq!(folded, backwards);
     }
+}
+
+#[test]
+fn native_functions_have_the_bytes_that_were_asked_for() {
+    let stack = |asked_in, thread, frames: Vec<Frame>| {
+        let status = if frames.is_empty() { StackStatus::NoPythonFrame } else { StackStatus::Complete };
+        Stack { status, approximate: false, frames, origin: Origin { asked_in, thread } }
+    };
+    let stacks = HashMap::from([
+        (StackId(1), stack(Some(7), None, vec![frame(2, 20), frame(1, 10)])),
+        (StackId(2), stack(Some(8), None, vec![frame(1, 10)])),
+        (StackId(3), stack(None, None, vec![frame(1, 10)])),
+        (StackId(4), stack(Some(7), Some(9), vec![])),
+    ]);
+    let counts = |bytes| SiteCounts { released_bytes: 1, ..grew(bytes) };
+    let folded = fold((1..5).map(|id| (StackId(id), counts(10 * id))), &stacks, resolve);
+    assert_eq!(folded.asked_in[&at(1, 10)], BTreeMap::from([(7, 10), (8, 20)]));
+    assert_eq!(folded.asked_in[&at(2, 20)], BTreeMap::from([(7, 10)]));
+    assert_eq!(folded.other, BTreeMap::from([(Reason::Thread(9), 39)]));
 }

@@ -7,5 +7,5 @@ pub mod types;
 pub use fold::{Folded, LineTotals, Reason, Resolved, fold};
 pub use ranges::{Credit, Mappings};
 pub use types::{
-    CodeKey, Frame, LineCounts, LinePosition, MapChange, ProcessId, SiteCounts, Stack, StackId, StackStatus,
+    CodeKey, Frame, LineCounts, LinePosition, MapChange, Origin, ProcessId, SiteCounts, Stack, StackId, StackStatus,
 };

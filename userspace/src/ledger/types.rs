@@ -52,6 +52,17 @@ pub struct Stack {
     pub frames: Vec<Frame>,
     /// Code of Python's JIT ran: the innermost frame may have been further on in its function than its position says.
     pub approximate: bool,
+    /// What is known of it besides.
+    pub origin: Origin,
+}
+
+/// Where a stack comes from, by numbers that the session gives to native functions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The native function that asked for memory, where that is looked for and known.
+    pub asked_in: Option<u32>,
+    /// The native function with which a thread began that runs no Python, where it is known.
+    pub thread: Option<u32>,
 }
 
 /// What the kernel summed for one stack of one process. All bytes are exact counts, never estimates.

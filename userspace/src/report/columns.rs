@@ -24,11 +24,13 @@ pub enum Column {
     Peak,
     /// Bytes asked for and not released yet.
     Live,
+    /// The native function in which most of the bytes were asked for.
+    Native,
 }
 
 impl Column {
     /// Every column, in the order of the help.
-    pub const ALL: [Column; 9] = [
+    pub const ALL: [Column; 10] = [
         Column::MemUsage,
         Column::Increment,
         Column::Occurrences,
@@ -38,6 +40,7 @@ impl Column {
         Column::Frees,
         Column::Peak,
         Column::Live,
+        Column::Native,
     ];
 
     /// Those of the default table.
@@ -58,6 +61,7 @@ impl Column {
             Column::Frees => "frees",
             Column::Peak => "peak",
             Column::Live => "live",
+            Column::Native => "native",
         }
     }
 
@@ -73,6 +77,7 @@ impl Column {
             Column::Frees => "Frees",
             Column::Peak => "Peak",
             Column::Live => "Live",
+            Column::Native => "Native",
         }
     }
 
@@ -113,6 +118,7 @@ impl Column {
             Column::Frees => line.frees.to_string(),
             Column::Peak => line.peak_bytes.map(|bytes| size(bytes.into())).unwrap_or_default(),
             Column::Live => size(line.live_bytes.into()),
+            Column::Native => line.native.first().map(|most| short(&escape(&most.function))).unwrap_or_default(),
         }
     }
 
@@ -120,6 +126,16 @@ impl Column {
     pub(super) fn layout(self, columns: &[Column]) -> (usize, usize) {
         if self == Column::Occurrences && columns == Column::CLASSIC { (2, 10) } else { (1, 12) }
     }
+}
+
+/// The longest name of a function that stands in a cell; JSON has it whole.
+const LONGEST_NAME: usize = 40;
+
+fn short(name: &str) -> String {
+    if name.chars().count() <= LONGEST_NAME {
+        return name.to_owned();
+    }
+    name.chars().take(LONGEST_NAME - 1).chain(['…']).collect()
 }
 
 /// A size as the table prints it, e.g. `9.766 MiB`. What rounds to zero has no sign.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::escape::is_unprintable;
-use super::model::{Function, Health, Line, ProcessReport, Report, Tool};
+use super::model::{Function, Health, Line, NativeBytes, ProcessReport, Report, Tool};
 use super::source::text_of;
 use super::{Options, select};
 
@@ -19,6 +19,9 @@ const SCHEMA: &str = "rmprof-bpf/1";
 
 /// The reason of self bytes on lines that the selection leaves out.
 const NOT_SHOWN: &str = "lines of files not shown";
+
+/// How many native functions of a line are written.
+const MOST_NATIVE: usize = 10;
 
 /// The last second that RFC 3339 can write: 9999-12-31T23:59:59Z.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -73,22 +76,22 @@ struct JsonProcess<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rss_end_bytes: Option<u64>,
     net_bytes: i64,
-    functions: Vec<JsonFunction>,
+    functions: Vec<JsonFunction<'r>>,
     other: Vec<JsonOther<'r>>,
 }
 
 #[derive(Serialize)]
-struct JsonFunction {
+struct JsonFunction<'r> {
     filename: String,
     name: String,
     qualified_name: String,
     first_line: u32,
     marked: bool,
-    lines: Vec<JsonLine>,
+    lines: Vec<JsonLine<'r>>,
 }
 
 #[derive(Serialize)]
-struct JsonLine {
+struct JsonLine<'r> {
     line: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
@@ -107,6 +110,15 @@ struct JsonLine {
     live_bytes: i64,
     #[serde(skip_serializing_if = "is_false")]
     approximate: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    native: Vec<JsonNative<'r>>,
+}
+
+#[derive(Serialize)]
+struct JsonNative<'r> {
+    function: &'r str,
+    module: &'r str,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -181,7 +193,7 @@ fn json_process<'r>(process: &'r ProcessReport, options: &Options) -> JsonProces
     }
 }
 
-fn json_function(function: &Function) -> JsonFunction {
+fn json_function(function: &Function) -> JsonFunction<'_> {
     let source = |line: u32| function.source.as_deref().and_then(|source| text_of(source, line));
     JsonFunction {
         filename: function.filename.clone(),
@@ -193,7 +205,7 @@ fn json_function(function: &Function) -> JsonFunction {
     }
 }
 
-fn json_line(line: &Line, source: Option<&str>) -> JsonLine {
+fn json_line<'r>(line: &'r Line, source: Option<&str>) -> JsonLine<'r> {
     JsonLine {
         line: line.line,
         source: source.map(str::to_owned),
@@ -208,7 +220,12 @@ fn json_line(line: &Line, source: Option<&str>) -> JsonLine {
         peak_bytes: line.peak_bytes,
         live_bytes: line.live_bytes,
         approximate: line.approximate,
+        native: line.native.iter().take(MOST_NATIVE).map(json_native).collect(),
     }
+}
+
+fn json_native(native: &NativeBytes) -> JsonNative<'_> {
+    JsonNative { function: &native.function, module: &native.module, bytes: native.bytes }
 }
 
 /// Of a flag that is there only where it is set.

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 
 pub use columns::Column;
 pub use escape::{escape, shell_words};
-pub use model::{Function, Health, Line, Other, ProcessReport, Report, Tool};
+pub use model::{Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Tool};
 pub use own_file::is_own_file;
 pub use select::Selection;
 

@@ -149,6 +149,19 @@ pub struct Line {
     pub live_bytes: i64,
     /// Python's JIT had compiled it: some of its bytes may be of a later line of the same function.
     pub approximate: bool,
+    /// The native functions in which they were asked for, most bytes first; empty where that was not looked for.
+    pub native: Vec<NativeBytes>,
+}
+
+/// Bytes asked for in one native function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NativeBytes {
+    /// Its name, or where it is.
+    pub function: String,
+    /// The name of its file.
+    pub module: String,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// Bytes on no line, with the reason.

@@ -92,7 +92,8 @@ fn write_table(function: &Function, options: &Options, out: &mut dyn Write) -> i
         .map(|(index, column)| {
             let (before, least) = column.layout(columns);
             // Sizes that need more than the usual width widen their column: the indentation of the source must not break.
-            let widest = rows.iter().filter_map(|row| row.cells.get(index)).map(String::len).max().unwrap_or(0);
+            let widest =
+                rows.iter().filter_map(|row| row.cells.get(index)).map(|cell| cell.chars().count()).max().unwrap_or(0);
             (before, least.max(widest))
         })
         .collect();

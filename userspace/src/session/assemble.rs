@@ -7,10 +7,12 @@ use super::command_text::{CommandText, STRING};
 use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::COUNTERS;
 use crate::kernel::{Mode, Totals};
-use crate::ledger::{Folded, LineCounts, LineTotals, ProcessId, SiteCounts, Stack, StackId, StackStatus, fold};
+use crate::ledger::{
+    Folded, LineCounts, LineTotals, Origin, ProcessId, Reason, SiteCounts, Stack, StackId, StackStatus, fold,
+};
 use crate::plan::ReportPlan;
 use crate::python::layout::Variant;
-use crate::report::{self, Function, Health, Line, Other, ProcessReport, Report, Tool, is_own_file};
+use crate::report::{self, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Tool, is_own_file};
 
 /// Does this look like a file that was there once? Code made at run time carries any word for a file name.
 fn is_file_name(filename: &str) -> bool {
@@ -133,7 +135,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
     }
     functions.sort_by_key(|(mark, function)| (mark.unwrap_or(u32::MAX), std::cmp::Reverse(function.moved_bytes)));
     let other =
-        folded.other.iter().map(|(reason, net)| Other { reason: reason.as_str().into(), net_bytes: *net }).collect();
+        folded.other.iter().map(|(reason, net)| Other { reason: words_of(*reason, image), net_bytes: *net }).collect();
     let death = image.death;
     ProcessReport {
         pid: image.birth.pid.as_raw().unsigned_abs(),
@@ -153,6 +155,30 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
     }
 }
 
+/// The reason in words. What only some of the threads do is named by the function that they began with.
+fn words_of(reason: Reason, image: &Image) -> String {
+    match reason {
+        Reason::Thread(number) => {
+            image.natives.function(number).map(|function| format!("{reason}: thread {}", function.function))
+        }
+        _ => None,
+    }
+    .unwrap_or_else(|| reason.to_string())
+}
+
+/// In which native functions the bytes of a line were asked for, most first.
+fn native_bytes(image: &Image, asked: Option<&BTreeMap<u32, u64>>) -> Vec<NativeBytes> {
+    let asked = asked.into_iter().flatten().filter(|(_, bytes)| **bytes > 0);
+    let mut functions: Vec<NativeBytes> = asked
+        .filter_map(|(number, bytes)| {
+            let known = image.natives.function(*number)?;
+            Some(NativeBytes { function: known.function.clone(), module: known.module.clone(), bytes: *bytes })
+        })
+        .collect();
+    functions.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.function.cmp(&b.function)));
+    functions
+}
+
 fn version_text((major, minor, micro): (u8, u8, u8), variant: Variant) -> String {
     format!("{major}.{minor}.{micro}{}", variant.suffix())
 }
@@ -167,10 +193,12 @@ fn fold_image(image: &mut Image, totals: &Totals) -> (Vec<(StackId, SiteCounts)>
         sites.push((*stack, *counts));
         let frameless = !matches!(status, StackStatus::Complete | StackStatus::Truncated);
         if frameless && !image.stacks.contains_key(stack) {
-            image.stacks.insert(*stack, Stack { status: *status, frames: Vec::new(), approximate: false });
+            let (frames, origin) = (Vec::new(), Origin::default());
+            image.stacks.insert(*stack, Stack { status: *status, frames, approximate: false, origin });
         }
     }
     sites.extend(image.mapped.iter().map(|(stack, counts)| (*stack, *counts)));
+    image.set_origins();
     let folded = fold(sites.iter().copied(), &image.stacks, |frame| image.resolve(frame));
     (sites, folded)
 }
@@ -187,7 +215,8 @@ fn measured_lines(image: &Image, function: u32, folded: &Folded, totals: &Totals
     let Some(info) = image.functions.get(function as usize) else { return Vec::new() };
     for (position, sums) in &folded.lines {
         if position.function == function {
-            lines.insert(position.line, line_of(position.line, sums, mode));
+            let native = native_bytes(image, folded.asked_in.get(position));
+            lines.insert(position.line, Line { native, ..line_of(position.line, sums, mode) });
         }
     }
     if info.mark.is_none() {
@@ -217,6 +246,7 @@ fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
         // Resident pages have no owner: what a line gained is not known to be what another lost.
         live_bytes: if mode.counts_blocks() { sums.live } else { 0 },
         approximate: sums.approximate,
+        native: Vec::new(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::hold::Hold;
 use super::progress::Progress;
 use super::{DRAIN_EVERY, RunError, assemble, check_rights, kernel_release, open_output, print, say};
 use crate::kernel::event::Event;
-use crate::kernel::{Attacher, Drain, Kernel, Totals, Wanted};
+use crate::kernel::{Attacher, Drain, Kernel, Totals};
 use crate::plan::AttachPlan;
 use crate::target::{credentials, limits};
 
@@ -36,10 +36,10 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     let credentials = credentials::of_caller(false)?;
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
     let output = open_output(&plan.report, credentials.as_ref())?;
-    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: true }, plan.how)?;
+    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(true), plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let hold = Hold::of_followed(Arc::clone(&attacher), plan.report.mode, sender);
+    let hold = Hold::of_followed(Arc::clone(&attacher), (plan.report.mode, plan.report.native()), sender);
     let mut follower = Follower::new(hold, plan.children);
     for pid in &plan.pids {
         let refuse = |(reason, hint)| RunError::Process { pid: *pid, reason, hint };
@@ -58,6 +58,7 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     let totals = runtime
         .block_on(watch(plan, stop, &mut collector, &drain, receiver, &mut follower, &attacher))
         .map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
+    collector.finish_natives();
     let Collector { images, settled, .. } = collector;
     let mut report = assemble::assemble(images, settled, &totals, &plan.report, kernel_release());
     if follower.missed > 0 {

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 
 use super::assemble::Settled;
-use super::image::{Birth, Death, Image};
+use super::image::{Birth, Death, Image, NativeNews};
 use super::tallied::Tally;
 use crate::kernel::counters::COUNTERS;
 use crate::kernel::event::Event;
 use crate::kernel::{Drain, Totals};
 use crate::ledger::ProcessId;
+use crate::native::{CodeMapping, Files};
 use crate::plan::ReportPlan;
 use crate::target::Pid;
 
@@ -18,6 +19,8 @@ use crate::target::Pid;
 pub enum Message {
     /// An image with a Python begins. Sent before its first instruction.
     Born(Box<Birth>),
+    /// What an image maps of files with code: about to end, or seen for the first time and held by nobody.
+    Code(ProcessId, Vec<CodeMapping>),
     /// An image has ended.
     Died(ProcessId, Death),
     /// Something for the person, on standard error.
@@ -49,6 +52,8 @@ pub struct Collector {
     pub settled: Settled,
     /// What their tallies counted besides: counters and bytes without a site.
     kept: Totals,
+    /// Files with native code.
+    files: Files,
     /// Processes that ran without our help to marks.
     pub without_marks: Vec<Pid>,
 }
@@ -66,6 +71,11 @@ impl Collector {
                 self.images.insert(image.birth.id, image);
                 let early = std::mem::take(&mut self.early);
                 self.record(early);
+            }
+            Message::Code(id, code) => {
+                if let Some(image) = self.images.get_mut(&id) {
+                    image.settle_natives(Some(code), &mut self.files);
+                }
             }
             Message::Died(id, death) => {
                 if let Some(image) = self.images.get_mut(&id) {
@@ -118,6 +128,7 @@ impl Collector {
         for id in std::mem::take(&mut self.ended) {
             let Some(mut image) = self.images.remove(&id) else { continue };
             add_tally(&mut image, &mut totals);
+            image.settle_natives(None, &mut self.files);
             self.note_marks(&image);
             self.settled.add(image, &totals, plan);
         }
@@ -137,6 +148,13 @@ impl Collector {
         totals.siteless.1 += self.kept.siteless.1;
     }
 
+    /// The end: what is still to be known of native functions.
+    pub fn finish_natives(&mut self) {
+        for image in self.images.values_mut() {
+            image.settle_natives(None, &mut self.files);
+        }
+    }
+
     fn note_marks(&mut self, image: &Image) {
         let has_run = image.death.is_some() && image.stacks.values().any(|stack| !stack.frames.is_empty());
         if has_run && !image.hello {
@@ -152,13 +170,22 @@ impl Collector {
                 continue;
             }
             match event {
-                Event::Stack { process, id, stack, thread_state, thread_pointer } => {
+                Event::Stack { process, id, stack, thread_state, thread_pointer, thread_start } => {
                     let Some(image) = self.images.get_mut(&process) else { continue };
+                    // The interpreter's own threads are Python's, before or after its code.
+                    if thread_start != 0 && !image.birth.interpreter.text_range.contains(&thread_start) {
+                        image.native(NativeNews::Thread(id, thread_start), &mut self.files);
+                    }
                     if let Some(doubt) = image.stack(id, stack, thread_state, thread_pointer) {
                         let pid = image.birth.pid;
                         super::say(&format!(
                             "process {pid}: its Python's thread list does not agree with what was read: {doubt}"
                         ));
+                    }
+                }
+                Event::Native { process, snapshot } => {
+                    if let Some(image) = self.images.get_mut(&process) {
+                        image.native(NativeNews::Call(snapshot), &mut self.files);
                     }
                 }
                 Event::Code { process, key, code } => {

@@ -12,13 +12,15 @@ use rmprof_probes::abi;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::collector::Message;
+use super::given::{Library, launch_points, library_of};
 use super::image::{Birth, Death};
 use super::modules::{self, Libraries, Modules};
 use super::recipe;
 use super::sources::Script;
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
-use crate::launch::{Shim, Site, site_places};
+use crate::launch::Shim;
 use crate::ledger::ProcessId;
+use crate::native;
 use crate::python::discover::Interpreter;
 use crate::python::layout::Layout;
 use crate::python::verify;
@@ -51,19 +53,15 @@ pub(super) struct Look {
     loader_range: (u64, u64),
     library_range: (u64, u64),
     tcache_offset: u64,
-}
-
-/// The library that lets a process count its blocks itself.
-struct Library {
-    path: PathBuf,
-    file: File,
-    sites: Vec<ProbePoint>,
+    start_offset: u32,
 }
 
 /// The watcher of a run.
 pub struct Hold {
     attacher: Arc<Attacher>,
     mode: Mode,
+    /// Native functions are asked for.
+    native: bool,
     messages: UnboundedSender<Message>,
     launch: Option<(File, Vec<ProbePoint>)>,
     help: Option<PathBuf>,
@@ -79,10 +77,10 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// A watcher that attaches with `attacher` and tells the collector.
+    /// A watcher that attaches with `attacher` and tells the collector: what is counted, and whether native functions are asked for.
     pub fn new(
         attacher: Arc<Attacher>,
-        mode: Mode,
+        (mode, native): (Mode, bool),
         messages: UnboundedSender<Message>,
         shim: Option<&Shim>,
         preload: bool,
@@ -108,6 +106,7 @@ impl Hold {
         Self {
             attacher,
             mode,
+            native,
             messages,
             launch,
             help,
@@ -122,8 +121,8 @@ impl Hold {
     }
 
     /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
-    pub fn of_followed(attacher: Arc<Attacher>, mode: Mode, messages: UnboundedSender<Message>) -> Self {
-        Self { followed: true, ..Self::new(attacher, mode, messages, None, false, None) }
+    pub fn of_followed(attacher: Arc<Attacher>, what: (Mode, bool), messages: UnboundedSender<Message>) -> Self {
+        Self { followed: true, ..Self::new(attacher, what, messages, None, false, None) }
     }
 
     fn note(&self, text: String) {
@@ -231,8 +230,18 @@ impl Hold {
             root,
             rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
         };
+        let id = birth.id;
         let _ = self.messages.send(Message::Born(Box::new(birth)));
+        if self.followed && self.native {
+            self.tell_code(pid, id); // it is not held at its end
+        }
         self.watched.insert(pid, held);
+    }
+
+    fn tell_code(&self, pid: Pid, id: ProcessId) {
+        if let Ok(code) = native::code_of(pid) {
+            let _ = self.messages.send(Message::Code(id, code));
+        }
     }
 
     /// Ends an image.
@@ -297,6 +306,7 @@ impl Hold {
             loader_range: mapped.loader_range,
             library_range: mapped.library_range,
             tcache_offset: mapped.tcache_offset,
+            start_offset: mapped.start_offset,
         }))
     }
 
@@ -316,6 +326,7 @@ impl Hold {
         (process.loader_start, process.loader_end) = look.loader_range;
         (process.library_start, process.library_end) = look.library_range;
         process.tcache_offset = look.tcache_offset;
+        process.start_offset = look.start_offset;
         let tally = said.filter(|_| libraries.only_glibc()).and_then(|said| self.tally(pid, said));
         if let Some(tally) = &tally {
             let segments = tally.siblings();
@@ -397,6 +408,9 @@ impl Hold {
         if self.followed {
             process.flags |= abi::RM_FOLLOW;
         }
+        if self.native {
+            process.flags |= abi::RM_NATIVE;
+        }
         seed_resident(&mut process, pid);
         process
     }
@@ -463,6 +477,18 @@ impl Watcher for Hold {
         self.attach_later(pid);
     }
 
+    fn wants_endings(&self, pid: Pid) -> bool {
+        self.watched.contains_key(&pid)
+    }
+
+    fn ending(&mut self, pid: Pid) {
+        let Some(id) = self.watched.get(&pid).map(|held| held.id) else { return };
+        let now = self.attacher.watched(pid.as_raw().unsigned_abs());
+        if self.native || now.is_some_and(|now| now.native_threads != 0) {
+            self.tell_code(pid, id);
+        }
+    }
+
     fn exited(&mut self, pid: Pid, status: std::process::ExitStatus) {
         self.end(pid, Some(exit_code(status)));
     }
@@ -484,26 +510,4 @@ fn seed_resident(process: &mut abi::rm_process, pid: Pid) {
     process.resident = [bytes(now.file_bytes), bytes(now.anonymous_bytes), 0, bytes(now.shared_bytes)];
     process.resident_peak = bytes(now.total_bytes());
     (process.history_sequence, process.history_bytes) = (0, process.resident_peak);
-}
-
-fn library_of(shim: &Shim) -> anyhow::Result<Library> {
-    let path = shim.library_path();
-    let sites = tally::sites()?.into_iter().map(|(role, offset)| ProbePoint { offset, role, returns: false }).collect();
-    Ok(Library { file: File::open(&path)?, path, sites })
-}
-
-fn launch_points(shim: &Shim) -> anyhow::Result<(File, Vec<ProbePoint>)> {
-    let points = site_places()?
-        .into_iter()
-        .map(|place| ProbePoint {
-            offset: place.file_offset,
-            role: match place.site {
-                Site::Line => abi::RM_LAUNCH_LINE,
-                Site::Mark => abi::RM_LAUNCH_MARK,
-                Site::Hello => abi::RM_LAUNCH_HELLO,
-            },
-            returns: false,
-        })
-        .collect();
-    Ok((File::open(shim.extension_path())?, points))
 }

@@ -14,8 +14,9 @@ use super::tallied::Tally;
 use crate::kernel::Attacher;
 use crate::kernel::event::{Piece, RawCode};
 use crate::ledger::{
-    CodeKey, Frame, LinePosition, MapChange, Mappings, ProcessId, Resolved, SiteCounts, Stack, StackId,
+    CodeKey, Frame, LinePosition, MapChange, Mappings, Origin, ProcessId, Resolved, SiteCounts, Stack, StackId,
 };
+use crate::native::{CodeMapping, Files, Natives, Snapshot};
 use crate::python::code::Memory;
 use crate::python::code::{self, CodeObject, RawStr};
 use crate::python::discover::Interpreter;
@@ -62,6 +63,15 @@ pub struct Birth {
     pub script: Option<Script>,
     /// Resident bytes at that moment.
     pub rss_bytes: Option<u64>,
+}
+
+/// A first sight of something native.
+#[derive(Debug)]
+pub enum NativeNews {
+    /// Where a stack was called from.
+    Call(Snapshot),
+    /// The function with which the thread of a stack without Python frames began.
+    Thread(StackId, u64),
 }
 
 /// What is known of its end.
@@ -127,6 +137,8 @@ pub struct Image {
     pieces: Pieces,
     /// What it counts itself.
     pub tally: Option<Tally>,
+    /// Its native functions.
+    pub natives: Natives,
 }
 
 impl Image {
@@ -147,6 +159,7 @@ impl Image {
             marks_waiting: Vec::new(),
             checks: CHECKS,
             pieces: Pieces::default(),
+            natives: Natives::default(),
         }
     }
 
@@ -187,6 +200,33 @@ impl Image {
             Err(_) => {} // it has ended meanwhile, or is about to
         }
         None
+    }
+
+    /// Where a stack was called from, or what its thread began with.
+    pub fn native(&mut self, what: NativeNews, files: &mut Files) {
+        let process = self.live_process();
+        match what {
+            NativeNews::Call(snapshot) => self.natives.call(snapshot, files, process),
+            NativeNews::Thread(stack, start) => self.natives.thread(stack, start, files, process),
+        }
+    }
+
+    /// All native functions that can be known by now are known after this. `code`: what it maps, where somebody has looked.
+    pub fn settle_natives(&mut self, code: Option<Vec<CodeMapping>>, files: &mut Files) {
+        let process = self.live_process();
+        self.natives.settle(code, files, process);
+    }
+
+    /// Its process, while it still is this image.
+    fn live_process(&self) -> Option<Pid> {
+        self.memory().still_this_image().is_ok().then_some(self.birth.pid)
+    }
+
+    /// Writes what is known of native functions into the stacks.
+    pub fn set_origins(&mut self) {
+        for (id, stack) in &mut self.stacks {
+            stack.origin = Origin { asked_in: self.natives.of_call(*id), thread: self.natives.of_thread(*id) };
+        }
     }
 
     /// A piece of a code object that is announced next.

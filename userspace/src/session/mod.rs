@@ -9,6 +9,7 @@ mod checked;
 mod collector;
 mod command_text;
 mod follow;
+mod given;
 mod hold;
 mod image;
 mod modules;
@@ -33,7 +34,7 @@ use collector::{Collector, Message};
 use hold::Hold;
 use progress::Progress;
 
-use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals, Wanted};
+use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals};
 use crate::launch::Shim;
 use crate::plan::{ReportPlan, RunPlan};
 use crate::target::credentials::{self, Credentials, CredentialsError};
@@ -147,12 +148,12 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let (kernel, attacher, drain) = Kernel::load(Wanted { mode: plan.report.mode, follow: false }, plan.how)?;
+    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(false), plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let mut hold = Hold::new(
         Arc::clone(&attacher),
-        plan.report.mode,
+        (plan.report.mode, plan.report.native()),
         sender,
         shim.as_ref(),
         plan.preload,
@@ -180,6 +181,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         );
     }
     collector.add_tallies(&mut totals);
+    collector.finish_natives();
     if shim.is_some() {
         tell_of_marks(&collector.without_marks);
     }

@@ -120,6 +120,8 @@ pub struct Mapped<'m> {
     pub library_range: (u64, u64),
     /// From the thread pointer to glibc's variable `tcache`, modulo 2^64; 0 where it was not found.
     pub tcache_offset: u64,
+    /// From the thread pointer to where glibc has the function a thread began with; 0 where it was not found.
+    pub start_offset: u32,
 }
 
 impl Mapped<'_> {
@@ -206,6 +208,7 @@ impl Modules {
             loader_range,
             library_range,
             tcache_offset: 0,
+            start_offset: 0,
         };
         let mut seen = HashSet::new();
         for mapping in &code {
@@ -219,6 +222,9 @@ impl Modules {
             {
                 if known.c_library == CLibrary::Glibc {
                     mapped.tcache_offset = tcache_offset(pid, elf, bias).unwrap_or(0);
+                }
+                if let Some(offset) = start_offset(elf) {
+                    mapped.start_offset = offset;
                 }
                 mapped.modules.push((mapping.path.clone(), bias, elf));
             }
@@ -315,6 +321,16 @@ fn tcache_offset(pid: Pid, libc: &ElfFile, bias: u64) -> Option<u64> {
     let code = libc.bytes_at(malloc.address, CODE_BYTES)?;
     let word = first_initial_exec(code, malloc.address)?;
     memory::read_u64(pid, word.wrapping_add(bias)).ok()
+}
+
+/// Where glibc keeps the function that a thread began with, as it tells debuggers (nptl_db/structs.def, `start_routine`: three words,
+/// the last of which is the offset in `struct pthread`).
+fn start_offset(libc: &ElfFile) -> Option<u32> {
+    const LARGEST: u32 = 4096;
+    let told = libc.symbol("_thread_db_pthread_start_routine")?;
+    let offset = libc.bytes_at(told.address + 8, 4)?;
+    let offset = u32::from_le_bytes(offset.try_into().ok()?);
+    (offset < LARGEST && offset.is_multiple_of(8)).then_some(offset)
 }
 
 fn is_loader(name: &str) -> bool {

@@ -62,6 +62,12 @@ pub trait Watcher {
     fn loaded(&mut self, pid: Pid, said: Option<Announcement>);
     /// A thread of it was told to stop, by our own probe on its loader: it has mapped libraries, of which nothing has run.
     fn mapped_more(&mut self, _pid: Pid) {}
+    /// After [`loaded`](Self::loaded): is [`ending`](Self::ending) to be called of the process and of those that it makes?
+    fn wants_endings(&self, _pid: Pid) -> bool {
+        false
+    }
+    /// The process's first thread is about to end, and with it, mostly, the process. Not promised: a process may be killed.
+    fn ending(&mut self, _pid: Pid) {}
     /// The whole process has ended, all of its threads; its memory is gone. Called for every process once announced.
     fn exited(&mut self, pid: Pid, status: ExitStatus);
     /// The run is over and this process lives on, held for this last look, then unwatched. Not promised: one that cannot be
@@ -217,6 +223,12 @@ impl<'w> Supervisor<'w> {
                 self.resume(tid, 0);
             }
             Stop::Executed => self.executed(tid),
+            Stop::Ending => {
+                if self.tracees.get(&tid).is_some_and(|tracee| tracee.process == tid) {
+                    self.watcher.ending(tid);
+                }
+                self.resume(tid, 0);
+            }
             Stop::Other => self.resume(tid, 0),
         }
     }
@@ -249,9 +261,16 @@ impl<'w> Supervisor<'w> {
             && let Some(said) = tracee.loading.as_mut().and_then(|loading| loading.over(tid))
         {
             tracee.loading = None;
-            self.watcher.loaded(tid, said);
+            self.loaded(tid, said);
         }
         self.resume(tid, 0);
+    }
+
+    fn loaded(&mut self, pid: Pid, said: Option<Announcement>) {
+        self.watcher.loaded(pid, said);
+        if self.watcher.wants_endings(pid) {
+            tracee::tell_of_end(pid);
+        }
     }
 
     /// `maker`'s event names what it made: a thread, a process with its own memory, or one that borrows its parent's.
@@ -302,7 +321,7 @@ impl<'w> Supervisor<'w> {
         if let Some(announcer) = announcer {
             let loading = Loading::begin(pid, announcer);
             if loading.is_none() {
-                self.watcher.loaded(pid, None);
+                self.loaded(pid, None);
             }
             if let Some(tracee) = self.tracees.get_mut(&pid) {
                 tracee.loading = loading;

@@ -15,6 +15,9 @@ const OPTIONS: libc::c_int = libc::PTRACE_O_TRACEEXEC
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACESYSGOOD;
 
+/// Those, and one more stop before the end.
+const OPTIONS_WITH_EXIT: libc::c_int = OPTIONS | libc::PTRACE_O_TRACEEXIT;
+
 /// `PTRACE_EVENT_STOP` of linux/ptrace.h; not in the library for every C library.
 const EVENT_STOP: i32 = 128;
 
@@ -42,6 +45,8 @@ pub(super) enum Stop {
     Made { vfork: bool },
     /// Its image was replaced.
     Executed,
+    /// It is about to end, and its memory is still there ([`tell_of_end`]).
+    Ending,
     /// Something not asked for.
     Other,
 }
@@ -68,6 +73,11 @@ fn request(request: libc::c_uint, tid: Pid, address: usize, data: usize) -> Resu
 /// Begins tracing, without stopping it.
 pub(super) fn seize(tid: Pid) -> Result<(), Errno> {
     request(libc::PTRACE_SEIZE as _, tid, 0, OPTIONS as usize).map(drop)
+}
+
+/// Has a stopped tracee, and what it makes from now on, stop once more before the end.
+pub(super) fn tell_of_end(tid: Pid) {
+    let _ = request(libc::PTRACE_SETOPTIONS as _, tid, 0, OPTIONS_WITH_EXIT as usize);
 }
 
 /// Lets a stopped tracee go on, with `signal` delivered (0: none). A tracee that is gone is no error: its end is reported.
@@ -234,6 +244,7 @@ fn stop(status: i32) -> Stop {
         libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_CLONE => Stop::Made { vfork: false },
         libc::PTRACE_EVENT_VFORK => Stop::Made { vfork: true },
         libc::PTRACE_EVENT_EXEC => Stop::Executed,
+        libc::PTRACE_EVENT_EXIT => Stop::Ending,
         _ => Stop::Other,
     }
 }

@@ -26,6 +26,7 @@ fn a_whole_report() {
         self_bytes: 5,
         line: 2,
         approximate: true,
+        native: Vec::new(),
     };
     let bare = Line { line: 3, increment_bytes: -9, self_bytes: -9, ..Line::default() };
     let own = Function { marked: true, ..function("a.py", "f", 1, "def f():\n    g()\n", vec![full, bare]) };
@@ -145,4 +146,18 @@ proptest! {
         let other: i64 = process["other"].as_array().unwrap().iter().map(|other| other["net_bytes"].as_i64().unwrap()).sum();
         prop_assert_eq!(on_lines + other, process["net_bytes"].as_i64().unwrap());
     }
+}
+
+#[test]
+fn native_functions_where_they_were_asked_for() {
+    let mut asked = line(2, 20.0, 10.0);
+    asked.native = (0..12)
+        .map(|at| NativeBytes { function: format!("f{at}"), module: "libx.so".into(), bytes: 100 - at })
+        .collect();
+    let report = report(vec![process(vec![function("a.py", "f", 1, "", vec![asked, line(3, 1.0, 0.0)])])]);
+    let value: serde_json::Value = serde_json::from_str(&written(&report, "json", &Options::default())).unwrap();
+    let lines = &value["processes"][0]["functions"][0]["lines"];
+    assert_eq!(lines[0]["native"].as_array().unwrap().len(), 10);
+    assert_eq!(lines[0]["native"][1], serde_json::json!({"function": "f1", "module": "libx.so", "bytes": 99}));
+    assert_eq!(lines[1].get("native"), None);
 }

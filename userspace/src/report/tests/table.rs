@@ -129,6 +129,7 @@ fn every_column() {
         frees: 4,
         peak_bytes: Some(1 << 19),
         live_bytes: 2 << 20,
+        native: vec![NativeBytes { function: "f".into(), module: "libx.so".into(), bytes: 3 << 20 }],
         ..line(2, 20.0, 2.0)
     };
     let function = function(
@@ -142,11 +143,11 @@ fn every_column() {
     let expected = "\
 Filename: a.py
 
-Line #    Mem usage    Increment  Occurrences    Allocated        Freed  Allocations        Frees         Peak         Live   Line Contents
-===========================================================================================================================================
-     1                                                                                                                        def f():
-     2    20.00 MiB     2.00 MiB            3     3.00 MiB     1.00 MiB           12            4     0.50 MiB     2.00 MiB       g()
-     3                 -1.00 MiB                  0.00 MiB     0.00 MiB            0            0                  0.00 MiB       h()
+Line #    Mem usage    Increment  Occurrences    Allocated        Freed  Allocations        Frees         Peak         Live       Native   Line Contents
+========================================================================================================================================================
+     1                                                                                                                                     def f():
+     2    20.00 MiB     2.00 MiB            3     3.00 MiB     1.00 MiB           12            4     0.50 MiB     2.00 MiB            f       g()
+     3                 -1.00 MiB                  0.00 MiB     0.00 MiB            0            0                  0.00 MiB                    h()
 
 
 ";
@@ -371,4 +372,25 @@ Not on a line of these tables:
 
 ";
     assert_eq!(table_of(&report(vec![native]), &Options::default()), expected);
+}
+
+#[test]
+fn the_native_function_that_asked_for_most() {
+    let native = |function: &str, bytes| NativeBytes { function: function.into(), module: "libx.so".into(), bytes };
+    let mut wide = line(2, 20.0, 10.0);
+    wide.native = vec![native("array_new_likearray", 9 << 20), native("other", 1 << 20)];
+    let mut long = line(3, 20.0, 0.0);
+    long.native = vec![native(&format!("std::\x1b{}", "vector".repeat(20)), 5)];
+    let text = "def f():\n    a()\n    b()\n    c()\n";
+    let report = report(vec![process(vec![function("a.py", "f", 1, text, vec![wide, long, line(4, 20.0, 0.0)])])]);
+    let options = Options { columns: Column::parse_list("increment,native").unwrap(), ..Options::default() };
+    let rows: Vec<String> = table_of(&report, &options).lines().skip(5).take(3).map(str::to_owned).collect();
+    assert_eq!(
+        rows,
+        [
+            "     2   10.000 MiB                      array_new_likearray       a()",
+            "     3    0.000 MiB std::\\x1bvectorvectorvectorvectorvector…       b()",
+            "     4    0.000 MiB                                                c()",
+        ]
+    );
 }
