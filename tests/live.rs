@@ -18,6 +18,10 @@ mod cases;
 mod checks;
 #[path = "live/death.rs"]
 mod death;
+#[path = "live/debugger.rs"]
+mod debugger;
+#[path = "live/debugger_runs.rs"]
+mod debugger_runs;
 #[path = "live/forks.rs"]
 mod forks;
 #[path = "live/generated/mod.rs"]

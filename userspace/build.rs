@@ -13,7 +13,9 @@ const FLAGS: &str = include_str!("src/launch/line_events.flags");
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?).join("line_events.so");
     let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/launch/line_events.c");
-    println!("cargo::rerun-if-changed=src/launch/line_events.c");
+    for file in ["line_events.c", "marked.h", "stop.h"] {
+        println!("cargo::rerun-if-changed=src/launch/{file}");
+    }
     println!("cargo::rerun-if-changed=src/launch/line_events.flags");
     println!("cargo::rerun-if-env-changed=CLANG");
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());

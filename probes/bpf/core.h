@@ -74,6 +74,7 @@ struct user_pt_regs {
 };
 struct pt_regs {
 	struct user_pt_regs user_regs;
+	__s32 syscallno;
 };
 struct thread_struct {
 	struct {
@@ -97,6 +98,18 @@ struct mm_struct {
 	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
 };
 
+struct sigaction {
+	void *sa_handler;
+};
+
+struct k_sigaction {
+	struct sigaction sa;
+};
+
+struct sighand_struct {
+	struct k_sigaction action[64];
+};
+
 struct signal_struct {
 	atomic_t live; /* threads that have not begun to end */
 	int group_exit_code;
@@ -112,6 +125,7 @@ struct task_struct {
 	int exit_code;
 	struct mm_struct *mm;
 	struct signal_struct *signal;
+	struct sighand_struct *sighand;
 	sigset_t blocked;
 	struct thread_struct thread;
 };

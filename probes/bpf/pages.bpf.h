@@ -93,6 +93,8 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	sum = resident_bytes(process);
 	if (sum > process->resident_peak)
 		process->resident_peak = sum;
+	if (own)
+		check_limit(process, sum);
 	if (!(process->flags & RM_PAGES) || member == MEMBER_SWAP || !change)
 		return 0;
 	return charge_pages(process, change, own);

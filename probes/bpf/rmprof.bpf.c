@@ -14,6 +14,7 @@
 #include "charge.bpf.h"
 #include "heap.bpf.h"
 #include "mappings.bpf.h"
+#include "limit.bpf.h"
 #include "pages.bpf.h"
 #include "follow.bpf.h"
 #include "cleanup.bpf.h"
@@ -86,6 +87,8 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 		return thread ? line_event(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
 	case RM_LAUNCH_MARK:
 		return mark_event(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+	case RM_LAUNCH_LIMIT:
+		return limit_site(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
 	case RM_LAUNCH_HELLO:
 		hello = bpf_ringbuf_reserve(&events, sizeof(*hello), 0);
 		if (!hello) {
@@ -172,4 +175,13 @@ SEC("tp_btf/sys_exit")
 int sys_exit(__u64 *ctx)
 {
 	return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
+}
+
+/* The limit of resident memory. */
+
+SEC("tp_btf/sys_exit")
+int limit_sys_exit(__u64 *ctx)
+{
+	(void)ctx;
+	return limit_exit();
 }

@@ -173,11 +173,38 @@ struct rm_process {
 	rm_s64 own_bytes;          /* resident memory that is the tally's and so ours, as last read */
 	rm_u64 history_sequence;   /* rm_tally.sequence at the last change of resident memory, told when the next one has another */
 	rm_s64 history_bytes;      /* resident memory then, ours left out */
+	rm_u64 limit_bytes;        /* resident memory above which the debugger is asked for; 0: never */
+	rm_u64 limit_step;         /* how much more until it is asked for again; 0: once */
+	rm_u64 limit_handler;      /* of the process, for limit_signal; 0: it has not said yet that it is ready */
 	rm_u32 new_code;           /* a file was mapped as code since user space last heard of one */
 	rm_u32 specific_kind;      /* enum rm_specific_kind */
 	rm_u32 start_offset;       /* from the thread pointer to where the libc keeps the function its thread began with; 0: not known */
 	rm_u32 native_threads;     /* a thread was told of that began outside the interpreter: its function is to be named */
+	rm_u32 limit_signal;
+	rm_u32 limit_state;        /* enum rm_limit_state */
 	rm_u32 pad;
+};
+
+enum rm_limit_state {
+	RM_LIMIT_WAITING = 0,
+	RM_LIMIT_PASSED = 1, /* and the process was told, or cannot be */
+};
+
+/* What the launch extension says at rmprof_site_limit. */
+enum rm_limit_call {
+	RM_LIMIT_READY = 0,     /* (signal, handler) */
+	RM_LIMIT_STOPPED = 1,   /* the debugger is about to open */
+	RM_LIMIT_CONTINUED = 2, /* and has let the program go on */
+	RM_LIMIT_REFUSED = 3,   /* (enum rm_limit_refusal) */
+};
+
+enum rm_limit_refusal {
+	RM_REFUSED_TRACED = 1,      /* the thread has a trace function that is not ours */
+	RM_REFUSED_NO_TERMINAL = 2,
+	RM_REFUSED_UNKNOWN = 3,     /* the interpreter's memory is not laid out as known */
+	RM_REFUSED_SIGNAL = 4,      /* no signal is free, or the program has taken it since */
+	RM_REFUSED_NO_PDB = 5,      /* pdb could not be imported */
+	RM_REFUSED_BUSY = 6,        /* the interpreter's list of pending calls is full or locked */
 };
 
 /* A frame as it travels: 16 bytes. */
@@ -275,6 +302,7 @@ enum rm_launch_role {
 	RM_LAUNCH_STACK = 4, /* (site, frame): of the preloaded library, a stack its tally has not met before, and the frame of the call; 0: of none */
 	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
 	RM_LAUNCH_LOADED = 6, /* (): of the dynamic loader, it is about to change its list of libraries, or has */
+	RM_LAUNCH_LIMIT = 7, /* (enum rm_limit_call, value, handler) */
 };
 
 enum rm_event_kind {
@@ -287,6 +315,7 @@ enum rm_event_kind {
 	RM_EVENT_RESIDENT = 7,
 	RM_EVENT_FOLLOW = 8,
 	RM_EVENT_NATIVE = 9,
+	RM_EVENT_LIMIT = 10,
 };
 
 struct rm_event {
@@ -388,6 +417,13 @@ struct rm_mark_event {
 struct rm_hello_event {
 	struct rm_event event;
 	rm_u64 hexversion;
+};
+
+/* What became of a limit of resident memory. */
+struct rm_limit_event {
+	struct rm_event event;
+	rm_u32 call;   /* enum rm_limit_call */
+	rm_u32 reason; /* enum rm_limit_refusal */
 };
 
 enum rm_map_change {

@@ -9,6 +9,7 @@ mod report;
 mod rights;
 mod run;
 mod script;
+mod terminal;
 
 pub use filters::snapshot;
 pub use pythons::{Python, any_python, every_build, refused_pythons, supported_pythons};
@@ -16,3 +17,4 @@ pub use report::{Line, Process, Report, near, near_blocks};
 pub use rights::{is_root, root};
 pub use run::{Ran, Run, Started, eventually, finish};
 pub use script::{Script, script};
+pub use terminal::Terminal;

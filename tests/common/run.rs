@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::report::Report;
+use super::terminal::Terminal;
 
 /// A run that has not ended by then hangs.
 const TOO_LONG: Duration = Duration::from_secs(60);
@@ -105,6 +106,11 @@ impl Run {
         command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
+    }
+
+    /// Starts it in a terminal of its own.
+    pub fn in_terminal(&self) -> Terminal {
+        Terminal::start(&mut self.command())
     }
 
     /// Starts it, in a process group of its own.

@@ -138,6 +138,12 @@ pub struct RunArguments {
     /// What it must keep to.
     #[command(flatten)]
     pub checks: CheckArguments,
+    /// Open pdb in the program's terminal when its resident memory passes MIB, on the line of yours that follows
+    #[arg(long, value_name = "MIB", value_parser = mebibytes)]
+    pub pdb_mmem: Option<u64>,
+    /// After each stop, open it again when resident memory is MIB more [default: stop once]
+    #[arg(long, value_name = "MIB", requires = "pdb_mmem", value_parser = mebibytes)]
+    pub pdb_mmem_step: Option<u64>,
     /// Under sudo: run the program as root, not as the user who called
     #[arg(long)]
     pub as_root: bool,

@@ -38,7 +38,7 @@ impl ReportPlan {
 
     /// What the probes are to do; `follow`: of processes that nobody holds.
     pub fn wanted(&self, follow: bool) -> Wanted {
-        Wanted { mode: self.mode, native: self.native(), follow }
+        Wanted { mode: self.mode, native: self.native(), follow, limit: false }
     }
 
     fn new(mode: Mode, typed: ReportArguments, checks: CheckArguments) -> Result<Self, OptionError> {
@@ -60,6 +60,15 @@ impl ReportPlan {
     }
 }
 
+/// When the debugger opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebuggerPlan {
+    /// Resident bytes above which it does.
+    pub bytes: u64,
+    /// How many more until it does again; `None`: once.
+    pub step: Option<u64>,
+}
+
 /// A run of a program.
 #[derive(Debug)]
 pub struct RunPlan {
@@ -69,6 +78,8 @@ pub struct RunPlan {
     pub how: How,
     /// Let the program count the allocator's calls itself, where it can. Not where a way of probing was asked for.
     pub preload: bool,
+    /// When the debugger opens; `None`: never.
+    pub debugger: Option<DebuggerPlan>,
     /// Keep root for the program under sudo.
     pub as_root: bool,
     /// What to run.
@@ -100,6 +111,7 @@ impl RunPlan {
                     ProbesArgument::Single => Rung::Single,
                 }),
             },
+            debugger: typed.pdb_mmem.map(|bytes| DebuggerPlan { bytes, step: typed.pdb_mmem_step }),
             as_root: typed.as_root,
             program: words.next().unwrap_or_default(),
             arguments: words.collect(),

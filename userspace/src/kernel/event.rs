@@ -78,6 +78,19 @@ pub enum Change {
     Loaded,
 }
 
+/// What can become of a limit of resident memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitNews {
+    /// The process can be told.
+    Ready,
+    /// The debugger is about to open.
+    Stopped,
+    /// It has let the program go on.
+    Continued,
+    /// It cannot open, for this `rm_limit_refusal`.
+    Refused(u32),
+}
+
 /// What the kernel side tells at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -144,6 +157,13 @@ pub enum Event {
         /// Bytes, the tally's own left out.
         bytes: u64,
     },
+    /// What became of the limit of resident memory.
+    Limit {
+        /// In which process.
+        process: ProcessId,
+        /// What.
+        news: LimitNews,
+    },
     /// Something became of a process that nobody holds.
     Followed {
         /// Which image: of a fork its own.
@@ -177,6 +197,7 @@ impl Event {
             | Self::Mark { process, .. }
             | Self::Hello { process }
             | Self::Resident { process, .. }
+            | Self::Limit { process, .. }
             | Self::Followed { process, .. }
             | Self::Map { process, .. } => *process,
         }
@@ -211,6 +232,17 @@ pub fn parse(record: &[u8]) -> Option<Event> {
         abi::RM_EVENT_PART => parse_part(process, record),
         abi::RM_EVENT_HELLO => Some(Event::Hello { process }),
         abi::RM_EVENT_FOLLOW => parse_follow(process, record),
+        abi::RM_EVENT_LIMIT => {
+            let limit: abi::rm_limit_event = from_bytes(record)?;
+            let news = match limit.call {
+                abi::RM_LIMIT_READY => LimitNews::Ready,
+                abi::RM_LIMIT_STOPPED => LimitNews::Stopped,
+                abi::RM_LIMIT_CONTINUED => LimitNews::Continued,
+                abi::RM_LIMIT_REFUSED => LimitNews::Refused(limit.reason),
+                _ => return None,
+            };
+            Some(Event::Limit { process, news })
+        }
         abi::RM_EVENT_RESIDENT => {
             let resident: abi::rm_resident_event = from_bytes(record)?;
             Some(Event::Resident { process, sequence: resident.sequence, bytes: resident.bytes })

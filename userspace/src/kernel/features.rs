@@ -113,7 +113,8 @@ fn names(btf: &[u8]) -> Option<HashSet<&[u8]>> {
 }
 
 fn loads(name: &'static str, mode: Mode) -> Answer {
-    let found = match Kernel::load(Wanted { mode, native: true, follow: false }, How::default()) {
+    let wanted = Wanted { mode, native: true, follow: false, limit: false };
+    let found = match Kernel::load(wanted, How::default()) {
         Ok((kernel, _, _)) => {
             let by = Loader::default().name();
             Ok(format!("loaded by {by} and attached ({:?} probes)", kernel.rung).to_lowercase())

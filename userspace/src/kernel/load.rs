@@ -106,6 +106,7 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("fault_kernel", "page_fault_kernel"),
     ("sys_enter", "sys_enter"),
     ("sys_exit", "sys_exit"),
+    ("limit_sys_exit", "sys_exit"),
     ("sched_process_fork", "sched_process_fork"),
     ("sched_process_exec", "sched_process_exec"),
     ("sched_process_exit", "sched_process_exit"),
@@ -159,6 +160,8 @@ pub struct Wanted {
     pub native: bool,
     /// Processes that nobody holds: their forks, execs and ends are to be told.
     pub follow: bool,
+    /// The debugger is to open when resident memory passes a limit.
+    pub limit: bool,
 }
 
 /// How the probes get into the kernel and to their places.
@@ -174,6 +177,7 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     let heap = what.mode.counts_blocks();
     match name {
         "sched_process_fork" | "sched_process_exec" | "sched_process_exit" => what.follow,
+        "limit_sys_exit" => what.limit,
         "heap_session" => heap && rung == Rung::Session,
         "heap_enter_multi" | "heap_return_multi" => heap && rung == Rung::Multi,
         "heap_enter_single" | "heap_return_single" => heap && rung == Rung::Single,

@@ -31,7 +31,7 @@ struct PyMethodDef {
 	int ml_flags;
 	const char *ml_doc;
 };
-enum { METH_VARARGS = 1, METH_O = 8, METH_FASTCALL = 0x80 };
+enum { METH_VARARGS = 1, METH_NOARGS = 4, METH_O = 8, METH_FASTCALL = 0x80 };
 
 struct PyModuleDef_Slot {
 	int slot;
@@ -52,6 +52,9 @@ extern void PyErr_Clear(void);
 extern PyObject *PyErr_Occurred(void);
 extern PyObject *PyErr_NoMemory(void);
 extern void Py_IncRef(PyObject *), Py_DecRef(PyObject *);
+extern PyObject *PyObject_CallFunction(PyObject *, const char *, ...);
+extern PyObject *PyLong_FromLong(long);
+extern void *PyGILState_GetThisThreadState(void);
 extern int PyArg_ParseTuple(PyObject *, const char *, ...);
 extern const char *Py_GetVersion(void);
 extern void *PyMem_RawCalloc(unsigned long, unsigned long);
@@ -63,6 +66,12 @@ extern PyObject *_PyEval_EvalFrameDefault();
 #define WEAK __attribute__((weak))
 extern WEAK char _PyRuntime[];
 extern WEAK PyObject *PyFrame_GetCode(PyObject *);                              /* 3.9+ */
+extern WEAK void *_PyThreadState_Current;                                       /* 3.6 */
+extern WEAK void *PyThreadState_GetInterpreter(void *);                         /* 3.9+ */
+extern WEAK int _PyEval_SetTrace(void *, Py_tracefunc, PyObject *);             /* 3.9 to 3.12 */
+extern WEAK int PyThread_acquire_lock(void *, int);
+extern WEAK void PyThread_release_lock(void *);
+extern WEAK void PyMutex_Unlock(void *);                                        /* 3.13+ */
 extern WEAK void *_PyThreadState_UncheckedGet(void);                            /* to 3.12 */
 extern WEAK frame_eval_3_9 _PyInterpreterState_GetEvalFrameFunc(void *);        /* 3.9+ */
 extern WEAK void _PyInterpreterState_SetEvalFrameFunc(void *, frame_eval_3_9);  /* 3.9+ */
@@ -88,6 +97,8 @@ SITE void rmprof_site_line(UNUSED void *code, UNUSED long line, UNUSED long what
 SITE void rmprof_site_mark(UNUSED void *code, UNUSED long order) { __asm__(SITE_BODY); }
 /* Once, when the shim has loaded: marks are available in this process. */
 SITE void rmprof_site_hello(UNUSED long hexversion, UNUSED long pid) { __asm__(SITE_BODY); }
+/* Of the limit of resident memory: enum rm_limit_call. */
+SITE void rmprof_site_limit(UNUSED long call, UNUSED long value, UNUSED void *handler) { __asm__(SITE_BODY); }
 
 #ifdef RMPROF_TEST
 #include "check/recorder.h"
@@ -106,71 +117,10 @@ static PyObject *none(void)
 	return &_Py_NoneStruct;
 }
 
-/* ---- the set of marked code objects ----------------------------------------------------------------------------- */
+#include "marked.h"
 
-/* Open addressing, grows by doubling, never shrinks. Readers take no lock (free-threaded builds): a table is published
- * whole, slots only ever go from 0 to a code object, and old tables are left as they are (together less than the new). */
-struct table {
-	unsigned long mask;
-	void **slots;
-};
-static void *first_slots[64];
-static struct table first_table = { 63, first_slots };
-static struct table *marked = &first_table;
-static unsigned long marked_count;
-static int marked_lock;
 static long hello_pid;
-
-static unsigned long slot_of(const struct table *table, const void *code)
-{
-	/* Code objects are 16-byte aligned; Fibonacci hashing spreads what is left. */
-	unsigned long i = (((unsigned long)code >> 4) * 0x9e3779b97f4a7c15ul >> 32) & table->mask;
-	void *seen;
-	while ((seen = __atomic_load_n(&table->slots[i], __ATOMIC_RELAXED)) && seen != code)
-		i = (i + 1) & table->mask;
-	return i;
-}
-
-static int is_marked(const void *code)
-{
-	const struct table *table = __atomic_load_n(&marked, __ATOMIC_ACQUIRE);
-	return table->slots[slot_of(table, code)] == code;
-}
-
-/* Under marked_lock. 0 when there is no memory. */
-static int make_room(void)
-{
-	struct table *old = marked;
-	if (2 * (marked_count + 1) <= old->mask + 1)
-		return 1;
-	unsigned long size = 2 * (old->mask + 1);
-	struct table *table = PyMem_RawCalloc(1, sizeof(struct table) + size * sizeof(void *));
-	if (!table)
-		return 0;
-	table->mask = size - 1;
-	table->slots = (void **)(table + 1);
-	for (unsigned long i = 0; i <= old->mask; i++)
-		if (old->slots[i])
-			table->slots[slot_of(table, old->slots[i])] = old->slots[i];
-	__atomic_store_n(&marked, table, __ATOMIC_RELEASE);
-	return 1;
-}
-
-static int add_mark(PyObject *code, unsigned long *order)
-{
-	int added = -1;
-	while (__atomic_exchange_n(&marked_lock, 1, __ATOMIC_ACQUIRE))
-		;
-	if (is_marked(code)) {
-		added = 0;
-	} else if (make_room()) {
-		__atomic_store_n(&marked->slots[slot_of(marked, code)], (void *)code, __ATOMIC_RELEASE);
-		*order = marked_count++;
-		added = 1;
-	}
-	__atomic_store_n(&marked_lock, 0, __ATOMIC_RELEASE);
-	return added;
-}
+static int stop_is_due(void), stop_here(void); /* stop.h */
 
 /* ---- 3.12+: callbacks of sys.monitoring ------------------------------------------------------------------------- */
 
@@ -178,7 +128,7 @@ static PyObject *on_line(UNUSED PyObject *self, PyObject *const *args, Py_ssize_
 {
 	if (count == 2)
 		site_line(args[0], PyLong_AsLong(args[1]), 0);
-	return none();
+	return stop_is_due() && stop_here() ? 0 : none();
 }
 
 static PyObject *on_end(UNUSED PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -206,16 +156,15 @@ static struct {
 	Py_ssize_t frame_line;    /* PyFrameObject.f_lineno where it is up to date in a trace function and the API is slow */
 } at;
 static int use_value; /* what this CPython writes into use_tracing for "on": 1 or 255 */
+static int *possible_3_6; /* that of 3.6, once found (stop.h) */
 static int layout_proved, hook_installed;
 static frame_eval_3_8 next_3_8 = (frame_eval_3_8)_PyEval_EvalFrameDefault;
 static frame_eval_3_9 next_3_9 = (frame_eval_3_9)_PyEval_EvalFrameDefault;
 
 #define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
 
-static int trace(UNUSED PyObject *self, PyObject *frame, int what, UNUSED PyObject *arg)
+static PyObject *code_of(PyObject *frame)
 {
-	if (what != TRACE_LINE && what != TRACE_RETURN)
-		return 0;
 	PyObject *code;
 	if (PyFrame_GetCode) {
 		code = PyFrame_GetCode(frame);
@@ -223,11 +172,17 @@ static int trace(UNUSED PyObject *self, PyObject *frame, int what, UNUSED PyObje
 	} else {
 		code = FIELD(PyObject *, frame, at.frame_code);
 	}
-	if (!is_marked(code))
+	return code;
+}
+
+static int trace(UNUSED PyObject *self, PyObject *frame, int what, UNUSED PyObject *arg)
+{
+	PyObject *code;
+	if ((what != TRACE_LINE && what != TRACE_RETURN) || !is_marked(code = code_of(frame)))
 		return 0;
 	int line = at.frame_line >= 0 ? FIELD(int, frame, at.frame_line) : 0;
 	site_line(code, line > 0 ? line : PyFrame_GetLineNumber(frame), what == TRACE_RETURN);
-	return 0;
+	return what == TRACE_LINE && stop_is_due() ? stop_here() : 0;
 }
 
 static Py_tracefunc trace_func(void *tstate)
@@ -247,19 +202,19 @@ static int *tracing_possible(void *tstate)
 		return &FIELD(int, _PyRuntime, at.possible);
 	if (at.possible_base == 2)
 		return &FIELD(int, FIELD(void *, tstate, at.interp), at.possible);
-	return 0;
+	return possible_3_6;
 }
 
 /* What PyEval_SetTrace(func, NULL) does, without its audit event; c_traceobj is NULL whenever this is called. */
 static void set_trace(void *tstate, Py_tracefunc func)
 {
 	int *possible = tracing_possible(tstate);
-	if (at.possible_base == 3) {
+	if (at.possible_base == 3 && !possible) {
 		PyEval_SetTrace(func, 0); /* there are no audit events in 3.6 */
 		return;
 	}
 	if (possible)
-		*possible += (func != 0) - (trace_func(tstate) != 0);
+		__atomic_add_fetch(possible, (func != 0) - (trace_func(tstate) != 0), __ATOMIC_RELAXED);
 	FIELD(Py_tracefunc, tstate, at.trace_func) = func;
 	int on = func || FIELD(void *, tstate, at.profile_func) ? use_value : 0;
 	void *base = at.cframe >= 0 ? FIELD(void *, tstate, at.cframe) : tstate;
@@ -381,6 +336,8 @@ static int prove_layout(void)
 	return on && !trace_func(tstate) && !use_tracing(tstate) && (!possible || *possible == before) && !PyErr_Occurred();
 }
 
+#include "stop.h"
+
 /* ---- the module --------------------------------------------------------------------------------------------------- */
 
 /* use_layout(tuple): offsets for 3.6-3.11. RuntimeError when the interpreter is not laid out like that. */
@@ -440,6 +397,7 @@ static struct PyMethodDef methods[] = {
 	{ "use_layout", use_layout, METH_VARARGS, 0 },
 	{ "mark", mark, METH_O, 0 },
 	{ "hello", hello, METH_VARARGS, 0 },
+	STOP_METHODS
 	{ "on_line", (PyCFunction)(void *)on_line, METH_FASTCALL, 0 },
 	{ "on_end", (PyCFunction)(void *)on_end, METH_FASTCALL, 0 },
 #ifdef RMPROF_TEST

@@ -2,12 +2,13 @@
 //!
 //! # How it works
 //!
-//! [`Shim::create`] makes a directory of five files, and [`Shim::pythonpath`] puts it first in the program's `PYTHONPATH`:
+//! [`Shim::create`] makes a directory of these files, and [`Shim::pythonpath`] puts it first in the program's `PYTHONPATH`:
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
 //! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.6 to 3.15 |
+//! | `rmprof-debugger.py` | `debugger.py`, with `--pdb-mmem` alone: opens pdb at the line that `stop.h` stops at |
 //! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
 //! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
 //! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
@@ -42,6 +43,9 @@
 //!   alone and marked functions give no line events as long as it is there.
 //! - 3.6 to 3.11 with greenlets (gevent, eventlet): tracing belongs to the thread, greenlet itself sees to that. A marked
 //!   function that another greenlet interrupted may give no line events, its end included, until it is entered again.
+//! - With `--pdb-mmem`: a handler of the highest real-time signal that has none. 3.12 and later: a pending call that does nothing,
+//!   made before the program begins. After the limit was passed: tracing, until the debugger has gone; standard modules that pdb
+//!   imports; two audit events `sys.settrace` a stop (one more from 3.12 on).
 //! - A traceback out of the user's own `sitecustomize` (`python -v`, `SystemExit`) has our frame in it.
 //! - `-X importtime` has a line `sitecustomize` more. Audit events: one `import` of the extension, and up to 3.11 two
 //!   `sys.settrace`, all before any Python code of the program can listen.
@@ -73,6 +77,7 @@ pub use sites::{SITES, Site, SitePlace, offset_of, site_places};
 /// The compiled `line_events.c`.
 pub(crate) const EXTENSION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/line_events.so"));
 const EXTENSION_NAME: &CStr = c"_rmprof_launch.so";
+const DEBUGGER_NAME: &CStr = c"rmprof-debugger.py";
 
 /// Every file of the directory, and one that only Python 2 run by root leaves.
 const FILES: &[(&CStr, &[u8])] = &[
@@ -85,6 +90,7 @@ const FILES: &[(&CStr, &[u8])] = &[
 const NAMES: &[&CStr] = &[
     c"sitecustomize.py",
     c"rmprof-marks.py",
+    DEBUGGER_NAME,
     EXTENSION_NAME,
     abi::RM_TALLY_FILE,
     c"__pycache__",
@@ -136,6 +142,16 @@ impl Shim {
         }
         fchmod(&file, Mode::from_bits_truncate(0o644))?; // whatever the umask says
         Ok(())
+    }
+
+    /// Adds what opens the debugger when resident memory passes `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn add_debugger(&self, limit: u64) -> Result<()> {
+        let text = format!("LIMIT = {limit}\n{}", include_str!("debugger.py"));
+        self.write_all(&[(DEBUGGER_NAME, text.as_bytes())])
     }
 
     /// The directory, absolute.

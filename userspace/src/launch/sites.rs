@@ -13,11 +13,17 @@ pub enum Site {
     Mark,
     /// `(long hexversion, long pid)`: the shim has loaded; `hexversion` is `sys.hexversion`.
     Hello,
+    /// `(long call, long value, void *handler)`: of the limit of resident memory (enum rm_limit_call).
+    Limit,
 }
 
 /// The exported functions of the extension, by symbol.
-pub const SITES: &[(&str, Site)] =
-    &[("rmprof_site_line", Site::Line), ("rmprof_site_mark", Site::Mark), ("rmprof_site_hello", Site::Hello)];
+pub const SITES: &[(&str, Site)] = &[
+    ("rmprof_site_line", Site::Line),
+    ("rmprof_site_mark", Site::Mark),
+    ("rmprof_site_hello", Site::Hello),
+    ("rmprof_site_limit", Site::Limit),
+];
 
 /// A site and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

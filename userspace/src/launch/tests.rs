@@ -41,6 +41,18 @@ fn files_have_their_modes_and_go_with_the_shim() {
 }
 
 #[test]
+fn the_debugger_is_there_when_asked_for_and_goes_with_the_shim() {
+    let shim = Shim::create().unwrap();
+    let path = shim.path().to_owned();
+    let file = path.join("rmprof-debugger.py");
+    assert!(!file.exists());
+    shim.add_debugger(1 << 20).unwrap();
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("LIMIT = 1048576\n# "));
+    drop(shim);
+    assert!(!path.exists());
+}
+
+#[test]
 fn pythonpath_puts_the_shim_first() {
     let shim = Shim::create().unwrap();
     let own = shim.path().to_str().unwrap().to_owned();

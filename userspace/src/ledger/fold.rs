@@ -16,6 +16,8 @@ pub enum Resolved {
     Line(LinePosition),
     /// A frame of ours (the help a started program gets): as if it were not on the stack.
     Skip,
+    /// A frame of ours that does something of its own (the debugger): so are all that it called, and no line of the program's.
+    OwnWork,
     /// Its code object or its line could not be read.
     Unknown,
 }
@@ -37,7 +39,7 @@ pub enum Reason {
     StackLost,
     /// The innermost frame's code object could not be read.
     CodeNotRead,
-    /// Only the help that a started program gets from us was on the stack.
+    /// Only the help that a started program gets from us was on the stack, or the debugger that it opened.
     OwnHelp,
 }
 
@@ -148,7 +150,13 @@ pub fn fold(
     stacks: &HashMap<StackId, Stack>,
     resolve: impl FnMut(Frame) -> Resolved,
 ) -> Folded {
-    let mut folder = Folder { resolve, known: HashMap::new(), on_stack: HashSet::new(), folded: Folded::default() };
+    let mut folder = Folder {
+        resolve,
+        known: HashMap::new(),
+        on_stack: HashSet::new(),
+        lines: Vec::new(),
+        folded: Folded::default(),
+    };
     for (id, counts) in sites {
         match stacks.get(&id) {
             Some(stack) => folder.add(stack, &counts),
@@ -163,27 +171,36 @@ struct Folder<R> {
     known: HashMap<Frame, Resolved>,
     /// Functions met on the stack at hand, kept for its room.
     on_stack: HashSet<u32>,
+    /// The innermost lines of these functions, kept for its room.
+    lines: Vec<LinePosition>,
     folded: Folded,
 }
 
 impl<R: FnMut(Frame) -> Resolved> Folder<R> {
     fn add(&mut self, stack: &Stack, counts: &SiteCounts) {
         self.on_stack.clear();
+        self.lines.clear();
         let mut innermost = None;
         for frame in &stack.frames {
             let resolved = self.resolve_once(*frame);
             if resolved == Resolved::Skip {
                 continue;
             }
+            if resolved == Resolved::OwnWork {
+                return self.add_other(Reason::OwnHelp, counts);
+            }
             innermost.get_or_insert(resolved);
             if let Resolved::Line(position) = resolved
                 && self.on_stack.insert(position.function)
             {
-                self.folded.lines.entry(position).or_default().add(counts);
-                if let Some(function) = stack.origin.asked_in {
-                    let bytes = self.folded.asked_in.entry(position).or_default().entry(function).or_default();
-                    *bytes = bytes.saturating_add(counts.allocated_bytes);
-                }
+                self.lines.push(position);
+            }
+        }
+        for position in &self.lines {
+            self.folded.lines.entry(*position).or_default().add(counts);
+            if let Some(function) = stack.origin.asked_in {
+                let bytes = self.folded.asked_in.entry(*position).or_default().entry(function).or_default();
+                *bytes = bytes.saturating_add(counts.allocated_bytes);
             }
         }
         match innermost {

@@ -5,6 +5,7 @@ use std::io;
 
 use super::assemble::Settled;
 use super::image::{Birth, Death, Image, NativeNews};
+use super::limits::Limits;
 use super::tallied::Tally;
 use crate::kernel::counters::COUNTERS;
 use crate::kernel::event::Event;
@@ -54,6 +55,8 @@ pub struct Collector {
     kept: Totals,
     /// Files with native code.
     files: Files,
+    /// What became of the limit of resident memory.
+    pub limits: Limits,
     /// Processes that ran without our help to marks.
     pub without_marks: Vec<Pid>,
 }
@@ -213,6 +216,7 @@ impl Collector {
                         tally.changed(sequence, bytes);
                     }
                 }
+                Event::Limit { process, news } => self.limits.hear(process, news, &self.images),
                 Event::Followed { .. } => {} // the follower's
                 Event::Map { process, stack, change } => {
                     if let Some(image) = self.images.get_mut(&process) {

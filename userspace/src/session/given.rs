@@ -31,6 +31,7 @@ pub(super) fn launch_points(shim: &Shim) -> anyhow::Result<(File, Vec<ProbePoint
                 Site::Line => abi::RM_LAUNCH_LINE,
                 Site::Mark => abi::RM_LAUNCH_MARK,
                 Site::Hello => abi::RM_LAUNCH_HELLO,
+                Site::Limit => abi::RM_LAUNCH_LIMIT,
             },
             returns: false,
         })

@@ -21,6 +21,7 @@ use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::Shim;
 use crate::ledger::ProcessId;
 use crate::native;
+use crate::plan::DebuggerPlan;
 use crate::python::discover::Interpreter;
 use crate::python::layout::Layout;
 use crate::python::verify;
@@ -72,6 +73,8 @@ pub struct Hold {
     notice: Option<File>,
     credentials: Option<Arc<Credentials>>,
     last_id: u32,
+    /// The resident memory at which the debugger opens.
+    limit: Option<DebuggerPlan>,
     /// Nobody holds its processes.
     followed: bool,
 }
@@ -85,6 +88,7 @@ impl Hold {
         shim: Option<&Shim>,
         preload: bool,
         credentials: Option<Arc<Credentials>>,
+        limit: Option<DebuggerPlan>,
     ) -> Self {
         let launch = shim.and_then(|shim| match launch_points(shim) {
             Ok(launch) => Some(launch),
@@ -116,13 +120,14 @@ impl Hold {
             watched: HashMap::new(),
             modules: Modules::default(),
             last_id: 0,
+            limit,
             followed: false,
         }
     }
 
     /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
     pub fn of_followed(attacher: Arc<Attacher>, what: (Mode, bool), messages: UnboundedSender<Message>) -> Self {
-        Self { followed: true, ..Self::new(attacher, what, messages, None, false, None) }
+        Self { followed: true, ..Self::new(attacher, what, messages, None, false, None, None) }
     }
 
     fn note(&self, text: String) {
@@ -411,6 +416,9 @@ impl Hold {
         if self.native {
             process.flags |= abi::RM_NATIVE;
         }
+        if let Some(limit) = self.limit {
+            (process.limit_bytes, process.limit_step) = (limit.bytes, limit.step.unwrap_or(0));
+        }
         seed_resident(&mut process, pid);
         process
     }
@@ -433,6 +441,8 @@ impl Watcher for Hold {
         let from = process.id;
         process.id = self.next_id().0;
         process.memory = 0;
+        // It has its parent's terminal, where the debugger may be at work.
+        process.limit_bytes = 0;
         // The library tells where it is, at its first event.
         (process.tally, process.own_bytes) = (0, 0);
         (process.order_major, process.order_minor) = (0, 0);

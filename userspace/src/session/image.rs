@@ -111,6 +111,8 @@ const NOT_READ: u32 = 0;
 
 /// The name under which our own help to the program is compiled (`launch/`).
 const OWN_HELP: &str = "<rmprof-bpf>";
+/// The file name of the debugger that it opens.
+const DEBUGGER: &str = "<rmprof-bpf debugger>";
 
 /// See the module.
 #[derive(Debug)]
@@ -326,6 +328,9 @@ impl Image {
         let Some(function) = self.functions.get(index as usize) else { return Resolved::Unknown };
         if function.code.filename == OWN_HELP || self.is_help_file(&function.code.filename) {
             return Resolved::Skip;
+        }
+        if function.code.filename == DEBUGGER {
+            return Resolved::OwnWork;
         }
         match function.code.line_of(frame.position) {
             Some(line) if line > 0 => Resolved::Line(LinePosition { function: index, line }),

@@ -12,6 +12,7 @@ mod follow;
 mod given;
 mod hold;
 mod image;
+mod limits;
 mod modules;
 mod pieces;
 mod progress;
@@ -34,7 +35,7 @@ use collector::{Collector, Message};
 use hold::Hold;
 use progress::Progress;
 
-use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals};
+use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
 use crate::plan::{ReportPlan, RunPlan};
 use crate::target::credentials::{self, Credentials, CredentialsError};
@@ -141,14 +142,15 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
     let output = open_output(&plan.report, credentials.as_ref())?;
     let shim = match Shim::create() {
-        Ok(shim) => Some(shim),
+        Ok(shim) => Some(limits::with_debugger(shim, plan.debugger)),
         Err(error) => {
             say(&format!("marks are not available: {error:#}"));
             None
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(false), plan.how)?;
+    let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(false) };
+    let (kernel, attacher, drain) = Kernel::load(wanted, plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let mut hold = Hold::new(
@@ -158,6 +160,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         shim.as_ref(),
         plan.preload,
         credentials.clone().map(Arc::new),
+        plan.debugger,
     );
     let command = command(plan, credentials, shim.as_ref());
     let supervisor = std::thread::Builder::new()
@@ -168,7 +171,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
     let mut collector = Collector::default();
-    let gathered = gather(&plan.report, &mut collector, &drain, receiver, &attacher);
+    let gathered = gather(plan, &mut collector, &drain, receiver, &attacher);
     let (status, signals) = supervisor.join().map_err(|_| RunError::System {
         doing: "supervising the program",
         error: io::Error::other("its thread ended early"),
@@ -182,6 +185,9 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     }
     collector.add_tallies(&mut totals);
     collector.finish_natives();
+    if let Some(debugger) = plan.debugger {
+        collector.limits.tell(debugger, &collector.images);
+    }
     if shim.is_some() {
         tell_of_marks(&collector.without_marks);
     }
@@ -233,7 +239,7 @@ fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>
 
 /// Drains until the supervisor has hung up, then reads the sums.
 fn gather(
-    plan: &ReportPlan,
+    plan: &RunPlan,
     collector: &mut Collector,
     drain: &Drain,
     mut messages: UnboundedReceiver<Message>,
@@ -245,7 +251,8 @@ fn gather(
         let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
         let mut clock = tokio::time::interval(DRAIN_EVERY);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut progress = Progress::new();
+        // The debugger has the terminal to itself.
+        let mut progress = plan.debugger.is_none().then(Progress::new);
         loop {
             let mut due = false;
             tokio::select! {
@@ -258,7 +265,9 @@ fn gather(
                 },
                 _ = clock.tick() => {
                     due = true;
-                    progress.tick(&collector.images, attacher);
+                    if let Some(progress) = &mut progress {
+                        progress.tick(&collector.images, attacher);
+                    }
                 }
                 ready = ring.readable() => ready?.clear_ready(),
             }
@@ -268,7 +277,7 @@ fn gather(
             collector.record(drain.take()?);
             if due {
                 collector.end_look(drain.unheard()?);
-                collector.make_room(drain, plan)?;
+                collector.make_room(drain, &plan.report)?;
             }
         }
         io::Result::Ok(())

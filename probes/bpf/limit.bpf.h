@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * A limit of resident memory (--pdb-mmem): the thread that passes it is told by a signal, whose handler is the launch extension's
+ * (userspace/src/launch/stop.h). A page fault of user mode is told at once: the handler then runs before the instruction is tried again.
+ * In a system call it would be cut short, or end with another result: there the signal waits for its end.
+ */
+#ifndef LIMIT_BPF_H
+#define LIMIT_BPF_H
+
+static __always_inline void tell_limit(struct rm_process *process, __u32 call, __u32 reason)
+{
+	struct rm_limit_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+
+	if (!record) {
+		count(RM_COUNT_RING_FULL_MARK);
+		return;
+	}
+	record->event.kind = RM_EVENT_LIMIT;
+	record->event.process = process->id;
+	record->call = call;
+	record->reason = reason;
+	bpf_ringbuf_submit(record, 0);
+}
+
+/* x86: the number of the system call, or negative for what else came from user mode (arch/x86/include/asm/ptrace.h, orig_ax). */
+static __always_inline bool in_system_call(struct task_struct *task)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+
+#if defined(__TARGET_ARCH_x86)
+	return (long)BPF_CORE_READ(regs, orig_ax) >= 0;
+#else
+	return BPF_CORE_READ(regs, syscallno) >= 0;
+#endif
+}
+
+/* The running thread of `process` gets the signal, unless it would not be our handler that runs. */
+static __always_inline void signal_limit(struct rm_process *process, struct task_struct *task)
+{
+	__u32 signal = process->limit_signal;
+	struct sighand_struct *sighand = BPF_CORE_READ(task, sighand);
+	__u64 action = 0, blocked = BPF_CORE_READ(task, blocked.sig[0]);
+
+	if (signal < 1 || signal > 64 || blocked & 1ull << (signal - 1))
+		return; /* the next event may be in a thread that does not block it */
+	bpf_probe_read_kernel(&action, sizeof(action),
+			      (void *)sighand + bpf_core_field_offset(struct sighand_struct, action) +
+				      (signal - 1) * bpf_core_type_size(struct k_sigaction) +
+				      bpf_core_field_offset(struct k_sigaction, sa.sa_handler));
+	if (__sync_lock_test_and_set(&process->limit_state, RM_LIMIT_PASSED) != RM_LIMIT_WAITING)
+		return;
+	if (action != process->limit_handler)
+		tell_limit(process, RM_LIMIT_REFUSED, RM_REFUSED_SIGNAL);
+	else if (bpf_send_signal_thread(signal))
+		process->limit_state = RM_LIMIT_WAITING;
+}
+
+__noinline int limit_passed(struct rm_process *process)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct thread *thread;
+	__u64 state;
+
+	if (!process)
+		return 0;
+	thread = current_thread();
+	/* No line did it where no Python runs: the next event of a thread that does stands for it. */
+	if (!thread || find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE || !state)
+		return 0;
+	if (in_system_call(task))
+		thread->limit_due = 1;
+	else
+		signal_limit(process, task);
+	return 0;
+}
+
+static __always_inline void check_limit(struct rm_process *process, __s64 resident)
+{
+	__u64 limit = process->limit_bytes;
+
+	if (limit && resident > (__s64)limit && process->limit_handler && process->limit_state == RM_LIMIT_WAITING)
+		limit_passed(process);
+}
+
+/* At the end of each system call, where a limit was asked for. */
+static __always_inline int limit_exit(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct rm_process *process = current_process();
+	struct thread *thread;
+
+	if (!process || !process->limit_bytes || !process->limit_handler)
+		return 0;
+	thread = bpf_task_storage_get(&threads, task, 0, 0);
+	if (!thread || !thread->limit_due)
+		return 0;
+	thread->limit_due = 0;
+	if (process->limit_state == RM_LIMIT_WAITING)
+		signal_limit(process, task);
+	return 0;
+}
+
+/* The launch extension tells of itself. */
+static __always_inline int limit_site(struct rm_process *process, __u32 call, __u64 value, __u64 handler)
+{
+	__s64 resident = resident_bytes(process);
+
+	tell_limit(process, call, value);
+	switch (call) {
+	case RM_LIMIT_READY:
+		process->limit_signal = value;
+		process->limit_handler = handler;
+		check_limit(process, resident);
+		break;
+	case RM_LIMIT_CONTINUED:
+		if (!process->limit_step)
+			break;
+		process->limit_bytes = (resident > 0 ? resident : 0) + process->limit_step;
+		process->limit_state = RM_LIMIT_WAITING;
+	}
+	return 0;
+}
+
+#endif
