@@ -16,12 +16,16 @@ mod attach;
 mod cases;
 #[path = "live/checks.rs"]
 mod checks;
+#[path = "live/containers.rs"]
+mod containers;
 #[path = "live/death.rs"]
 mod death;
 #[path = "live/debugger.rs"]
 mod debugger;
 #[path = "live/debugger_runs.rs"]
 mod debugger_runs;
+#[path = "live/flight.rs"]
+mod flight;
 #[path = "live/forks.rs"]
 mod forks;
 #[path = "live/generated/mod.rs"]
@@ -53,10 +57,14 @@ mod rights;
 mod rungs;
 #[path = "live/signals.rs"]
 mod signals;
+#[path = "live/snapshots.rs"]
+mod snapshots;
 #[path = "live/start.rs"]
 mod start;
 #[path = "live/streams.rs"]
 mod streams;
+#[path = "live/system.rs"]
+mod system;
 #[path = "live/tally.rs"]
 mod tally;
 #[path = "live/unmarked.rs"]

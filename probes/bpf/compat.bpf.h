@@ -95,6 +95,23 @@ int measure_cpus(void *ctx)
 	return 0;
 }
 
+/*
+ * Whom oom:mark_victim is about. Since 6.9 (72ba14deb40a, "mm: update mark_victim tracepoints fields") it has the task, and the user in
+ * its record; before, the task's number.
+ */
+struct trace_event_raw_mark_victim {
+	__u32 uid;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u32 victim_of(__u64 argument)
+{
+	struct trace_event_raw_mark_victim *record = 0;
+
+	if (bpf_core_field_exists(record->uid))
+		return BPF_CORE_READ((struct task_struct *)argument, tgid);
+	return argument;
+}
+
 struct member_loop {
 	__u64 counters;
 	__s64 sum;

@@ -27,6 +27,7 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 	BPF_ANY = 0,
@@ -88,12 +89,28 @@ struct percpu_counter {
 	__s32 *counters; /* one for every CPU, at this address plus the CPU's offset */
 };
 
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	unsigned long i_ino;
+	__u64 i_size;
+	__u32 i_generation;
+	struct super_block *i_sb;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
 typedef struct {
 	int counter;
 } atomic_t;
 
 struct mm_struct {
 	atomic_t mm_users;
+	struct file *exe_file;
 	unsigned long brk;
 	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
 };

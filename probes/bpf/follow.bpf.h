@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /*
- * Processes that nobody holds (`attach`): their forks, execs and ends as the kernel does them. A fork counts from its first
- * instruction; of an exec and an end user space is told, and what comes after is not the old image's.
+ * Processes that nobody holds (`attach`, `system`): their forks, execs and ends as the kernel does them. A fork counts from its first
+ * instruction; of an exec and an end user space is told, and what comes after is not the old image's. For `system` the execs of all
+ * others are told too, unless user space knows the program's file to be no Python: one look-up then.
  */
 #ifndef FOLLOW_BPF_H
 #define FOLLOW_BPF_H
@@ -9,22 +10,36 @@
 /* Numbers of images that begin here; user space's own are below. */
 static __u32 next_image = RM_FIRST_FORK;
 
-static __always_inline void tell(const struct rm_process *process, __u32 change, __u32 pid, __u32 parent, __s32 exit_code)
+/* All zero: what is known of a process that has just executed something. */
+static struct rm_process unknown;
+
+static __always_inline struct rm_follow_event *begin_telling(const struct rm_process *process, __u32 change, __u32 pid)
 {
 	struct rm_follow_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 
 	if (!record) {
 		count(RM_COUNT_RING_FULL_FOLLOW);
-		return;
+		return 0;
 	}
+	__builtin_memset(record, 0, sizeof(*record));
 	record->event.kind = RM_EVENT_FOLLOW;
 	record->event.process = process->id;
 	record->change = change;
 	record->pid = pid;
-	record->parent = parent;
-	record->exit_code = exit_code;
 	record->resident_bytes = resident_bytes((struct rm_process *)process);
 	record->resident_peak = process->resident_peak;
+	record->victim = !!(process->flags & RM_VICTIM);
+	return record;
+}
+
+static __always_inline void tell(const struct rm_process *process, __u32 change, __u32 pid, __u32 parent, __s32 exit_code)
+{
+	struct rm_follow_event *record = begin_telling(process, change, pid);
+
+	if (!record)
+		return;
+	record->parent = parent;
+	record->exit_code = exit_code;
 	bpf_ringbuf_submit(record, 0); /* at once: it may be short-lived */
 }
 
@@ -48,23 +63,74 @@ static __always_inline int process_forked(struct task_struct *parent, struct tas
 	own->memory = 0;
 	own->resident_peak = resident_bytes(own);
 	/* It borrows its parent's memory until its exec (vfork): what it does to it is its parent's. */
-	if (BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm))
+	if (BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm)) {
 		own->flags &= ~(RM_HEAP | RM_PAGES);
-	tell(own, own->flags & (RM_HEAP | RM_PAGES) ? RM_FOLLOW_FORK : RM_FOLLOW_VFORK, made, parent_id, 0);
+		tell(own, RM_FOLLOW_VFORK, made, parent_id, 0);
+		return 0;
+	}
+	tell(own, own->flags & (RM_HEAP | RM_PAGES) ? RM_FOLLOW_FORK : RM_FOLLOW_YOUNG, made, parent_id, 0);
 	return 0;
 }
 
-static __always_inline int process_executed(struct task_struct *task)
+static __always_inline void executable_of(struct task_struct *task, struct rm_executable *executable)
+{
+	struct inode *inode = BPF_CORE_READ(task, mm, exe_file, f_inode);
+
+	executable->inode = BPF_CORE_READ(inode, i_ino);
+	executable->bytes = BPF_CORE_READ(inode, i_size);
+	executable->device = BPF_CORE_READ(inode, i_sb, s_dev);
+	executable->generation = BPF_CORE_READ(inode, i_generation);
+}
+
+static __always_inline void tell_exec(const struct rm_process *process, __u32 pid, const struct rm_executable *executable)
+{
+	struct rm_follow_event *record = begin_telling(process, RM_FOLLOW_EXEC, pid);
+
+	if (!record)
+		return;
+	record->executable = *executable;
+	bpf_ringbuf_submit(record, 0);
+}
+
+/* A process that is not watched has executed a program. */
+static __always_inline int stranger_executed(struct task_struct *task)
+{
+	__u32 pid = BPF_CORE_READ(task, tgid);
+	struct rm_executable executable = {};
+	struct rm_process *process;
+
+	executable_of(task, &executable);
+	if (bpf_map_lookup_elem(&other_programs, &executable))
+		return 0;
+	if (bpf_map_update_elem(&processes, &pid, &unknown, BPF_ANY)) {
+		count(RM_COUNT_PROCESSES_FULL);
+		return 0;
+	}
+	process = bpf_map_lookup_elem(&processes, &pid);
+	if (!process)
+		return 0;
+	process->id = __sync_fetch_and_add(&next_image, 1);
+	process->flags = RM_FOLLOW; /* until user space knows what it is */
+	tell_exec(process, pid, &executable);
+	return 0;
+}
+
+static __always_inline int process_executed(struct task_struct *task, bool everybody)
 {
 	__u32 pid = BPF_CORE_READ(task, tgid);
 	struct rm_process *process = bpf_map_lookup_elem(&processes, &pid);
+	struct rm_executable executable = {};
 	__u64 memory;
 
+	if (!process && everybody)
+		return stranger_executed(task);
 	if (!process || !(process->flags & RM_FOLLOW))
 		return 0;
 	memory = process->memory;
-	tell(process, RM_FOLLOW_EXEC, pid, 0, 0);
+	executable_of(task, &executable);
 	process->flags = RM_FOLLOW; /* until user space knows what it is now */
+	process->id = __sync_fetch_and_add(&next_image, 1);
+	tell_exec(process, pid, &executable);
 	bpf_map_delete_elem(&memories, &memory);
 	return 0;
 }
@@ -111,6 +177,16 @@ static __always_inline int libraries_changed(struct rm_process *process, struct 
 	/* A blocked signal would wait, and be there for the program to take. */
 	if ((BPF_CORE_READ(task, blocked.sig[0]) >> (RM_SIGCHLD - 1) & 1) || bpf_send_signal_thread(RM_SIGCHLD))
 		count(RM_COUNT_NOT_HELD);
+	return 0;
+}
+
+/* The kernel will end a process for want of memory. */
+static __always_inline int process_chosen(__u32 pid)
+{
+	struct rm_process *process = bpf_map_lookup_elem(&processes, &pid);
+
+	if (process)
+		__sync_fetch_and_or(&process->flags, RM_VICTIM);
 	return 0;
 }
 

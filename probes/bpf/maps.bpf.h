@@ -113,6 +113,15 @@ struct {
 	__type(value, struct thread);
 } threads SEC(".maps");
 
+/* key: a program's file. value: user space has looked at it, and it is no Python. Written by user space. Full: what was executed longest
+ * ago is forgotten, and looked at again at its next exec. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct rm_executable);
+	__type(value, __u8);
+} other_programs SEC(".maps");
+
 /* key: address and process. value: size and owner. Written by allocation, deleted by release. (sized) Full: counted; the block's
  * release will be one "from before". */
 struct {

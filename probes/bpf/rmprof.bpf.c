@@ -136,7 +136,21 @@ int sched_process_fork(__u64 *ctx)
 SEC("tp_btf/sched_process_exec")
 int sched_process_exec(__u64 *ctx)
 {
-	return process_executed((struct task_struct *)ctx[0]);
+	return process_executed((struct task_struct *)ctx[0], false);
+}
+
+/* The same of the whole machine. */
+SEC("tp_btf/sched_process_exec")
+int machine_exec(__u64 *ctx)
+{
+	return process_executed((struct task_struct *)ctx[0], true);
+}
+
+/* include/trace/events/oom.h */
+SEC("tp_btf/mark_victim")
+int mark_victim(__u64 *ctx)
+{
+	return process_chosen(victim_of(ctx[0]));
 }
 
 SEC("tp_btf/sched_process_exit")

@@ -128,6 +128,7 @@ enum rm_process_flags {
 	RM_PYTHON = 1 << 2, /* layout and addresses below are set */
 	RM_FOLLOW = 1 << 3, /* nobody holds it: its forks, execs and its end are told, and its forks counted */
 	RM_NATIVE = 1 << 4, /* calls are told apart by the native function they come from as well, which is told at first sight */
+	RM_VICTIM = 1 << 5, /* the kernel chose to end it for want of memory */
 };
 
 /* Addresses from `start` up to `end`; start 0: none. */
@@ -452,6 +453,15 @@ enum rm_follow_change {
 	RM_FOLLOW_EXEC = 3,  /* its image was replaced, and is not counted until user space has looked at it */
 	RM_FOLLOW_EXIT = 4,  /* it has ended */
 	RM_FOLLOW_LOADED = 5, /* it has mapped further code */
+	RM_FOLLOW_YOUNG = 6, /* it is a fork of a process that user space has not looked at yet, and is not counted either */
+};
+
+/* A program's file. Size and generation tell two files apart that had the same inode one after the other. */
+struct rm_executable {
+	rm_u64 inode;
+	rm_u64 bytes;
+	rm_u32 device;
+	rm_u32 generation;
 };
 
 /* First number of the images that begin on the kernel side. */
@@ -466,6 +476,9 @@ struct rm_follow_event {
 	rm_s32 exit_code; /* as wait(2) has it */
 	rm_s64 resident_bytes;
 	rm_s64 resident_peak;
+	struct rm_executable executable; /* of an exec: what it executes now */
+	rm_u32 victim;    /* of an end: the kernel chose to end it for want of memory */
+	rm_u32 pad;
 };
 
 /* Resident memory of a process that has a tally: what it was from event `sequence` of the tally on, until the next such record. */

@@ -9,6 +9,7 @@ mod report;
 mod rights;
 mod run;
 mod script;
+mod target;
 mod terminal;
 
 pub use filters::snapshot;
@@ -17,4 +18,5 @@ pub use report::{Line, Process, Report, near, near_blocks};
 pub use rights::{is_root, root};
 pub use run::{Ran, Run, Started, eventually, finish};
 pub use script::{Script, script};
+pub use target::{KernelMap, Target, watches};
 pub use terminal::Terminal;

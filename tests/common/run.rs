@@ -222,6 +222,12 @@ impl Started {
         status
     }
 
+    /// A report before the last, once it is written whole.
+    pub fn snapshot(&self, number: u32) -> Option<Report> {
+        let text = std::fs::read(self.report.as_ref()?.path().join(format!("report.{number:04}.json"))).ok()?;
+        text.ends_with(b"}\n").then(|| Report::read(&text))
+    }
+
     /// Sends our process a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
@@ -239,7 +245,12 @@ impl Started {
         }
         let hung = self.watchdog.0.send(()).is_err();
         let file = self.report.as_ref().and_then(|directory| std::fs::read(directory.path().join("report.json")).ok());
-        let ran = Ran { status, stdout, stderr, file };
+        let numbered = |number: u32| {
+            let directory = self.report.as_ref()?.path().to_owned();
+            std::fs::read(directory.join(format!("report.{number:04}.json"))).ok()
+        };
+        let snapshots = (1..).map_while(numbered).collect();
+        let ran = Ran { status, stdout, stderr, file, snapshots };
         assert!(!hung, "the run did not end by itself: {ran}");
         ran
     }
@@ -255,9 +266,15 @@ pub struct Ran {
     /// Standard error.
     pub stderr: Vec<u8>,
     file: Option<Vec<u8>>,
+    snapshots: Vec<Vec<u8>>,
 }
 
 impl Ran {
+    /// The reports before the last, in numbered files beside it.
+    pub fn snapshots(&self) -> Vec<Report> {
+        self.snapshots.iter().map(|text| Report::read(text)).collect()
+    }
+
     /// The exit status.
     #[track_caller]
     pub fn code(&self) -> i32 {
@@ -318,5 +335,5 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 #[track_caller]
 pub fn finish(command: &mut Command) -> Ran {
     let output = command.stdin(Stdio::null()).output().unwrap();
-    Ran { status: output.status, stdout: output.stdout, stderr: output.stderr, file: None }
+    Ran { status: output.status, stdout: output.stdout, stderr: output.stderr, file: None, snapshots: Vec::new() }
 }

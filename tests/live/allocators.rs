@@ -6,8 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::attach::{Target, is_attached};
-use crate::common::{Process, Ran, Run, Script, any_python, eventually, root, script};
+use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, root, script, watches};
 
 /// Debian's, by `scripts/setup --tests`.
 const FOLDER: &str = "/usr/lib/x86_64-linux-gnu";
@@ -418,12 +417,12 @@ fn root_allocators_of_a_running_process() {
             } else {
                 command.args(["-", ""]).env("LD_PRELOAD", &library);
             }
-            let mut target = Target::of(command);
+            let mut target = Target::of(&mut command);
             if !later {
                 target.step("load");
             }
             let started = Run::json_of(["attach"]).words(["--mode", "heap"]).word(target.pid()).start();
-            eventually("it is attached", || is_attached(&target.pid()));
+            eventually("it is attached", || watches(&started, &target));
             if later {
                 target.step("load");
             }

@@ -1,64 +1,12 @@
 //! Processes that run already.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Python, Ran, Report, Run, Script, any_python, near, root, script, supported_pythons};
-
-/// A program under way, bare: it says `ready`, and then does a step for each line it is sent.
-pub struct Target {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-impl Target {
-    fn start(python: &Python, program: &Script) -> Self {
-        let mut command = Command::new(&python.path);
-        command.arg(&program.path);
-        Self::of(command)
-    }
-
-    /// The program of `command`.
-    pub fn of(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut target = Self { child, output };
-        assert_eq!(target.line(), "ready");
-        target
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    /// Has it do a step, and waits until it has.
-    pub fn step(&mut self, what: &str) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
-        self.line()
-    }
-
-    /// Its standard input ends, and so does it.
-    pub fn end(mut self) {
-        drop(self.child.stdin.take());
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::common::{
+    Python, Ran, Report, Run, Script, Target, any_python, eventually, near, root, script, supported_pythons, watches,
+};
 
 /// Takes 10 MB at each step, in a loop that it has been in since before anybody attached; has a thread that is in one too.
 const SERVER: &str = "
@@ -103,24 +51,12 @@ pub(super) fn attached(python: &Python, options: &[&str], steps: &[&str]) -> (Ra
     target.step("warm up");
     let run = Run::json_of(["attach"]).words(options).word(target.pid());
     let started = run.start();
-    crate::common::eventually("it is attached", || is_attached(&target.pid()));
+    eventually("it is attached", || watches(&started, &target));
     for step in steps {
         assert_eq!(target.step(step), "done");
     }
     target.end();
     (started.end(), program)
-}
-
-/// Nothing of the target tells that somebody attached, so the kernel is asked: a process's entry in our map.
-pub fn is_attached(pid: &str) -> bool {
-    use libbpf_rs::query::MapInfoIter;
-    let pid: u32 = pid.parse().unwrap();
-    MapInfoIter::default().filter(|map| map.name == "processes").any(|map| {
-        libbpf_rs::MapHandle::from_map_id(map.id).is_ok_and(|handle| {
-            use libbpf_rs::MapCore;
-            handle.lookup(&pid.to_ne_bytes(), libbpf_rs::MapFlags::ANY).is_ok_and(|found| found.is_some())
-        })
-    })
 }
 
 fn complete(ran: &Ran) -> Report {
@@ -206,8 +142,9 @@ fn root_it_lets_go_when_told_to_and_when_killed() {
     let mut target = Target::start(&any_python(), &program);
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let started = Run::json_of(["attach"]).word(target.pid()).start();
-        crate::common::eventually("it is attached", || is_attached(&target.pid()));
+        eventually("it is attached", || watches(&started, &target));
         target.step("grow");
+        let maps = started.maps();
         started.signal(signal);
         let ran = started.end();
         if signal != Signal::SIGKILL {
@@ -215,7 +152,7 @@ fn root_it_lets_go_when_told_to_and_when_killed() {
             near(report.only().line("handle", program.line("# grows")).increment(), 10_000_000, 64 << 10);
             assert!(report.only().0.get("exit_status").is_none(), "it runs on");
         }
-        crate::common::eventually("nothing is attached", || !is_attached(&target.pid()));
+        eventually("nothing is attached", || !maps.iter().any(|map| map.is_there()));
         assert_eq!(target.step("grow"), "done");
     }
     let ran = Run::json_of(["attach"]).words(["--duration", "0.2"]).word(target.pid()).run().expect(0);

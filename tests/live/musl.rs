@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Run, eventually, root, script};
+use crate::common::{Run, Target, eventually, root, script, watches};
 
 const PROGRAM: &str = "
 import sys, threading
@@ -75,11 +75,9 @@ fn root_every_block_of_a_python_on_musl() {
         let ran = Run::json().words(options).words([&python, &program.path]).input("go\n").run().expect(0).quiet();
         check(&ran.report(), &program);
     }
-    let mut command = Command::new(&python);
-    command.arg(&program.path);
-    let mut target = crate::attach::Target::of(command);
+    let mut target = Target::of(Command::new(&python).arg(&program.path));
     let started = Run::json_of(["attach"]).words(["--mode", "heap"]).word(target.pid()).start();
-    eventually("it is attached", || crate::attach::is_attached(&target.pid()));
+    eventually("it is attached", || watches(&started, &target));
     target.step("go");
     target.end();
     check(&started.end().expect(0).quiet().report(), &program);

@@ -18,6 +18,8 @@ EXAMPLES:
   sudo rmprof-bpf -o report.json ./manage.py migrate
   sudo rmprof-bpf attach --duration 60 1234
       where a process that runs already grows, for a minute; it is not stopped and not changed
+  sudo rmprof-bpf system --interval 60
+      which lines of all Python programs of this machine grow, now and every minute
   rmprof-bpf doctor
       what this machine allows, and how to mend the rest
 
@@ -49,6 +51,8 @@ pub enum Command {
     Run(RunArguments),
     /// Measure Python processes that run already, and those they make, until they end, Ctrl-C or --duration
     Attach(AttachArguments),
+    /// Measure every Python process of the machine, those to come and those in containers too, until Ctrl-C or --duration
+    System(SystemArguments),
     /// What this kernel, these privileges and these Pythons allow, and how to mend the rest
     Doctor(DoctorArguments),
 }
@@ -102,6 +106,9 @@ pub struct ReportArguments {
     /// Without marked functions: how many functions, most bytes first
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
+    /// One table for all processes of one command
+    #[arg(long)]
+    pub merge: bool,
 }
 
 /// What the report is to keep to.
@@ -171,9 +178,9 @@ pub enum AttachModeArgument {
     Heap,
 }
 
-/// `attach`.
+/// What is measured of processes that run already, and when a report of it is written. SIGUSR1 asks for one too.
 #[derive(Args, Debug)]
-pub struct AttachArguments {
+pub struct WatchArguments {
     /// What an increment counts
     #[arg(short, long, value_enum, default_value = "pages")]
     pub mode: AttachModeArgument,
@@ -186,15 +193,44 @@ pub struct AttachArguments {
     /// Write the report after so many seconds, and let go
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub duration: Option<Duration>,
-    /// Leave the processes that they make alone
-    #[arg(long)]
-    pub no_children: bool,
+    /// Write a report of all so far every so many seconds: NAME.0001.json and so on beside --output NAME.json, or to standard output,
+    /// where each in JSON is one line
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub interval: Option<Duration>,
     /// The library that loads the probes, where this program was built with more than one
     #[arg(long, hide = true, value_parser = loader)]
     pub loader: Option<Loader>,
+}
+
+/// `attach`.
+#[derive(Args, Debug)]
+pub struct AttachArguments {
+    /// What, and when.
+    #[command(flatten)]
+    pub watch: WatchArguments,
+    /// Leave the processes that they make alone
+    #[arg(long)]
+    pub no_children: bool,
     /// Processes, by number
     #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pids: Vec<i32>,
+}
+
+/// `system`.
+#[derive(Args, Debug)]
+pub struct SystemArguments {
+    /// What, and when.
+    #[command(flatten)]
+    pub watch: WatchArguments,
+    /// Processes whose control group matches: all of its path, a part between slashes, or the container's number (may be repeated)
+    #[arg(long, value_name = "GLOB")]
+    pub cgroup: Vec<String>,
+    /// Processes of users that match, by name or number (may be repeated)
+    #[arg(long, value_name = "GLOB")]
+    pub user: Vec<String>,
+    /// Processes whose command line matches, or the name of their program or script (may be repeated)
+    #[arg(long, value_name = "GLOB")]
+    pub command: Vec<String>,
 }
 
 fn loader(name: &str) -> Result<Loader, String> {

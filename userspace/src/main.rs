@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use rmprof_bpf::cli::{Cli, Command, RunArguments};
-use rmprof_bpf::plan::{AttachPlan, RunPlan};
+use rmprof_bpf::plan::{AttachPlan, RunPlan, SystemPlan};
 use rmprof_bpf::report::OptionError;
 use rmprof_bpf::session::RunError;
 use rmprof_bpf::{doctor, session};
@@ -20,6 +20,9 @@ fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run(arguments),
         Some(Command::Attach(arguments)) => {
             ended(AttachPlan::new(arguments).map(|plan| session::attach::attach(&plan)))
+        }
+        Some(Command::System(arguments)) => {
+            ended(SystemPlan::new(arguments).map(|plan| session::attach::system(&plan)))
         }
         None => run(cli.run),
     }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use crate::cli::{
     AttachArguments, AttachModeArgument, CheckArguments, ModeArgument, ProbesArgument, ReportArguments, RunArguments,
+    SystemArguments, WatchArguments,
 };
-use crate::kernel::{How, Mode, Rung, Wanted};
+use crate::kernel::{Follow, How, Mode, Rung, Wanted};
 use crate::report::checks::{Checks, LineCheck};
 use crate::report::columns::Column;
-use crate::report::{Format, OptionError, Options, Selection};
+use crate::report::{Format, Globs, OptionError, Options, Selection};
 use crate::target::Pid;
 
 /// What is counted, and the report of it.
@@ -37,7 +38,7 @@ impl ReportPlan {
     }
 
     /// What the probes are to do; `follow`: of processes that nobody holds.
-    pub fn wanted(&self, follow: bool) -> Wanted {
+    pub fn wanted(&self, follow: Follow) -> Wanted {
         Wanted { mode: self.mode, native: self.native(), follow, limit: false }
     }
 
@@ -52,7 +53,15 @@ impl ReportPlan {
             None => Column::DEFAULT.to_vec(),
         };
         let selection = Selection::new(&typed.include, &typed.exclude, typed.all_files)?;
-        let options = Options { precision: usize::from(typed.precision), columns, top: typed.top, selection };
+        let options = Options {
+            precision: usize::from(typed.precision),
+            columns,
+            top: typed.top,
+            merge: typed.merge,
+            rank: false,
+            one_line: false,
+            selection,
+        };
         let lines = checks.fail_line.iter().map(|text| LineCheck::parse(text)).collect::<Result<_, _>>()?;
         let baseline = checks.baseline;
         let checks = Checks { above: checks.fail_above, lines, growth: checks.fail_growth };
@@ -119,19 +128,40 @@ impl RunPlan {
     }
 }
 
+/// What is measured of processes that run already, and when it is reported.
+#[derive(Debug)]
+pub struct WatchPlan {
+    /// What is counted and reported.
+    pub report: ReportPlan,
+    /// How long; `None`: until they end or we are told to.
+    pub duration: Option<Duration>,
+    /// A report each time so long has passed.
+    pub interval: Option<Duration>,
+    /// By which library the probes are loaded.
+    pub how: How,
+}
+
+impl WatchPlan {
+    fn new(typed: WatchArguments) -> Result<Self, OptionError> {
+        let mode = match typed.mode {
+            AttachModeArgument::Heap => Mode::Heap,
+            AttachModeArgument::Pages => Mode::Pages,
+        };
+        let report = ReportPlan::new(mode, typed.report, typed.checks)?;
+        let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
+        Ok(Self { report, duration: typed.duration, interval: typed.interval, how })
+    }
+}
+
 /// Processes that run already.
 #[derive(Debug)]
 pub struct AttachPlan {
-    /// What is counted and reported.
-    pub report: ReportPlan,
+    /// What, and when.
+    pub watch: WatchPlan,
     /// Which, by number.
     pub pids: Vec<Pid>,
-    /// How long; `None`: until they end or we are told to.
-    pub duration: Option<Duration>,
     /// The processes they make too.
     pub children: bool,
-    /// By which library the probes are loaded.
-    pub how: How,
 }
 
 impl AttachPlan {
@@ -140,19 +170,44 @@ impl AttachPlan {
     /// # Errors
     /// Names the option value that cannot be used; usage errors end with status 2.
     pub fn new(typed: AttachArguments) -> Result<Self, OptionError> {
-        let mode = match typed.mode {
-            AttachModeArgument::Heap => Mode::Heap,
-            AttachModeArgument::Pages => Mode::Pages,
-        };
         let mut pids: Vec<Pid> = typed.pids.into_iter().map(Pid::from_raw).collect();
         pids.sort_unstable();
         pids.dedup();
-        Ok(Self {
-            report: ReportPlan::new(mode, typed.report, typed.checks)?,
-            pids,
-            duration: typed.duration,
-            children: !typed.no_children,
-            how: How { loader: typed.loader.unwrap_or_default(), rung: None },
-        })
+        Ok(Self { watch: WatchPlan::new(typed.watch)?, pids, children: !typed.no_children })
     }
+}
+
+/// Every Python process of the machine.
+#[derive(Debug)]
+pub struct SystemPlan {
+    /// What, and when.
+    pub watch: WatchPlan,
+    /// Of which processes.
+    pub filter: Filter,
+}
+
+impl SystemPlan {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// Names the option value that cannot be used; usage errors end with status 2.
+    pub fn new(typed: SystemArguments) -> Result<Self, OptionError> {
+        let mut watch = WatchPlan::new(typed.watch)?;
+        watch.report.options.rank = true;
+        let globs = |patterns: &[String]| Globs::new(patterns);
+        let filter =
+            Filter { cgroup: globs(&typed.cgroup)?, user: globs(&typed.user)?, command: globs(&typed.command)? };
+        Ok(Self { watch, filter })
+    }
+}
+
+/// Which processes of the machine; where there is no glob of a kind, all.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// By control group or container.
+    pub cgroup: Option<Globs>,
+    /// By user.
+    pub user: Option<Globs>,
+    /// By command.
+    pub command: Option<Globs>,
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rmprof_probes::abi;
 
 use super::bpf;
+use super::event::Executable;
 use super::keeper::{Keeper, MOST_PROBES, Order, Task};
 use super::map::Map;
 
@@ -91,6 +92,7 @@ pub struct Attacher {
     pub(super) heap: Option<HeapPrograms>,
     pub(super) launch: Option<(OwnedFd, bool)>,
     pub(super) processes: Map,
+    pub(super) other_programs: Map,
     pub(super) memories: Map,
     pub(super) arenas: Arc<Map>,
 }
@@ -164,6 +166,16 @@ impl Attacher {
         Some(last)
     }
 
+    /// This program is no Python: whoever executes it is nothing to tell of.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pass_over(&self, executable: &Executable) -> io::Result<()> {
+        let Executable { inode, bytes, device, generation } = *executable;
+        let key = abi::rm_executable { inode, bytes, device, generation };
+        self.other_programs.update(bytes_of(&key), &[1])
+    }
+
     /// A forked child has its parent's arenas: the same pages, counted in the parent.
     ///
     /// # Errors
@@ -187,9 +199,9 @@ pub fn resident_bytes(process: &abi::rm_process) -> i64 {
 }
 
 /// A struct of the ABI as the bytes the kernel sees.
-fn bytes_of(process: &abi::rm_process) -> &[u8] {
-    // SAFETY: rm_process is a plain C struct without padding (asserted in the tests); any of its bytes may be read.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(process).cast(), size_of::<abi::rm_process>()) }
+fn bytes_of<T: Copy>(value: &T) -> &[u8] {
+    // SAFETY: T is one of the ABI's plain C structs, without padding (asserted in the tests); any of its bytes may be read.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
 /// Bytes from a map as a struct of the ABI; nothing when they are too few.

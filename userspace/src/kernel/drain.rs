@@ -18,7 +18,7 @@ use crate::ledger::{LineCounts, ProcessId, SiteCounts, StackId, StackStatus};
 /// The sums of the session, read at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// By process and stack; the status stands in for a stack that was never announced.
+    /// By process and stack, in the order of their processes once they are sorted; the status stands in for a stack that was never announced.
     pub sites: Vec<(ProcessId, StackId, StackStatus, SiteCounts)>,
     /// By process, marked code object's address, line.
     pub lines: Vec<(ProcessId, u64, u32, LineCounts)>,
@@ -30,6 +30,15 @@ pub struct Totals {
     pub siteless: (u64, u64),
     /// By process and site of its tally: the stack.
     pub tally_stacks: HashMap<(ProcessId, u32), StackId>,
+}
+
+impl Totals {
+    /// The sites of one process; they are to be in the order of their processes.
+    pub fn of(&self, process: ProcessId) -> &[(ProcessId, StackId, StackStatus, SiteCounts)] {
+        let begin = self.sites.partition_point(|(other, ..)| *other < process);
+        let end = self.sites.partition_point(|(other, ..)| *other <= process);
+        self.sites.get(begin..end).unwrap_or_default()
+    }
 }
 
 /// The maps that are drained.

@@ -70,12 +70,32 @@ pub enum Change {
     Forked(ProcessId),
     /// It borrows the memory of its parent until its exec, and is not counted.
     Borrows,
-    /// Its image was replaced.
-    Executed,
-    /// It has ended, with this status of `wait`.
-    Exited(i32),
     /// It has mapped further code: a library, perhaps an allocator.
     Loaded,
+    /// It is a fork of this image, which is not counted, and neither is it.
+    Young(ProcessId),
+    /// Its image was replaced by one of this program.
+    Executed(Executable),
+    /// It has ended.
+    Exited {
+        /// The status of `wait`.
+        status: i32,
+        /// The kernel had chosen to end it for want of memory.
+        victim: bool,
+    },
+}
+
+/// A program's file, as the kernel side knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Executable {
+    /// Number of its inode.
+    pub inode: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// The kernel's number of its file system.
+    pub device: u32,
+    /// Which file it is of those that had the inode.
+    pub generation: u32,
 }
 
 /// What can become of a limit of resident memory.
@@ -268,9 +288,10 @@ fn parse_follow(process: ProcessId, record: &[u8]) -> Option<Event> {
     let change = match follow.change {
         abi::RM_FOLLOW_FORK => Change::Forked(ProcessId(follow.parent)),
         abi::RM_FOLLOW_VFORK => Change::Borrows,
-        abi::RM_FOLLOW_EXEC => Change::Executed,
-        abi::RM_FOLLOW_EXIT => Change::Exited(follow.exit_code),
         abi::RM_FOLLOW_LOADED => Change::Loaded,
+        abi::RM_FOLLOW_YOUNG => Change::Young(ProcessId(follow.parent)),
+        abi::RM_FOLLOW_EXEC => Change::Executed(executable(&follow.executable)),
+        abi::RM_FOLLOW_EXIT => Change::Exited { status: follow.exit_code, victim: follow.victim != 0 },
         _ => return None,
     };
     let pid = Pid::from_raw(i32::try_from(follow.pid).ok()?);
@@ -281,6 +302,10 @@ fn parse_follow(process: ProcessId, record: &[u8]) -> Option<Event> {
         change,
         resident: (bytes(follow.resident_bytes), bytes(follow.resident_peak)),
     })
+}
+
+fn executable(of: &abi::rm_executable) -> Executable {
+    Executable { inode: of.inode, bytes: of.bytes, device: of.device, generation: of.generation }
 }
 
 /// What is at `at` of a record, which may be shorter than its type.

@@ -109,7 +109,9 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("limit_sys_exit", "sys_exit"),
     ("sched_process_fork", "sched_process_fork"),
     ("sched_process_exec", "sched_process_exec"),
+    ("machine_exec", "sched_process_exec"),
     ("sched_process_exit", "sched_process_exit"),
+    ("mark_victim", "mark_victim"),
 ];
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
@@ -159,7 +161,7 @@ pub struct Wanted {
     /// Native functions are to be told.
     pub native: bool,
     /// Processes that nobody holds: their forks, execs and ends are to be told.
-    pub follow: bool,
+    pub follow: Follow,
     /// The debugger is to open when resident memory passes a limit.
     pub limit: bool,
 }
@@ -173,10 +175,23 @@ pub struct How {
     pub rung: Option<Rung>,
 }
 
+/// Processes that nobody holds, and whose forks, execs and ends are to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// None.
+    Nobody,
+    /// Those that are watched.
+    Watched,
+    /// Those, and whatever any process of the machine executes.
+    Everybody,
+}
+
 fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     let heap = what.mode.counts_blocks();
     match name {
-        "sched_process_fork" | "sched_process_exec" | "sched_process_exit" => what.follow,
+        "sched_process_fork" | "sched_process_exit" => what.follow != Follow::Nobody,
+        "sched_process_exec" => what.follow == Follow::Watched,
+        "machine_exec" => what.follow == Follow::Everybody,
         "limit_sys_exit" => what.limit,
         "heap_session" => heap && rung == Rung::Session,
         "heap_enter_multi" | "heap_return_multi" => heap && rung == Rung::Multi,
@@ -184,7 +199,7 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
         "launch_multi" => rung != Rung::Single,
         "launch_single" => rung == Rung::Single,
         "fault_user" | "fault_kernel" => heap && cfg!(target_arch = "x86_64"),
-        "rss_stat" | "measure_cpus" => true,
+        "rss_stat" | "measure_cpus" | "mark_victim" => true,
         _ => heap,
     }
 }
@@ -246,6 +261,7 @@ fn assemble(
         heap,
         launch: Some((loaded.take_program(if multi { "launch_multi" } else { "launch_single" })?, multi)),
         processes: loaded.take_map("processes")?,
+        other_programs: loaded.take_map("other_programs")?,
         memories: loaded.take_map("memories")?,
         arenas: Arc::new(loaded.take_map("arenas")?),
     };

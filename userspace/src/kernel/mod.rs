@@ -16,4 +16,4 @@ mod map;
 pub use attach::{Attacher, Links, ProbePoint, Rung, resident_bytes};
 pub use backend::Loader;
 pub use drain::{Drain, Totals};
-pub use load::{How, Kernel, LoadError, Mode, Wanted};
+pub use load::{Follow, How, Kernel, LoadError, Mode, Wanted};

@@ -76,6 +76,8 @@ pub struct LineTotals {
     pub increment: i64,
     /// Net bytes of the events whose innermost frame is on the line.
     pub self_net: i64,
+    /// Net bytes of the events whose innermost frame in a function that is shown is on the line; where none is, as `self_net`.
+    pub shown_net: i64,
     /// Bytes asked for, callees included.
     pub allocated: u64,
     /// Bytes released, callees included.
@@ -144,14 +146,16 @@ impl Folded {
 }
 
 /// Folds the sites of one process. A stack may come more than once among the sites; the result does not depend on their
-/// order. `resolve` is asked once for every distinct frame.
+/// order. `resolve` is asked once for every distinct frame; `is_shown` tells whether a function is shown.
 pub fn fold(
     sites: impl IntoIterator<Item = (StackId, SiteCounts)>,
     stacks: &HashMap<StackId, Stack>,
     resolve: impl FnMut(Frame) -> Resolved,
+    is_shown: impl Fn(u32) -> bool,
 ) -> Folded {
     let mut folder = Folder {
         resolve,
+        is_shown,
         known: HashMap::new(),
         on_stack: HashSet::new(),
         lines: Vec::new(),
@@ -166,8 +170,9 @@ pub fn fold(
     folder.folded
 }
 
-struct Folder<R> {
+struct Folder<R, S> {
     resolve: R,
+    is_shown: S,
     known: HashMap<Frame, Resolved>,
     /// Functions met on the stack at hand, kept for its room.
     on_stack: HashSet<u32>,
@@ -176,11 +181,11 @@ struct Folder<R> {
     folded: Folded,
 }
 
-impl<R: FnMut(Frame) -> Resolved> Folder<R> {
+impl<R: FnMut(Frame) -> Resolved, S: Fn(u32) -> bool> Folder<R, S> {
     fn add(&mut self, stack: &Stack, counts: &SiteCounts) {
         self.on_stack.clear();
         self.lines.clear();
-        let mut innermost = None;
+        let (mut innermost, mut shown) = (None, None);
         for frame in &stack.frames {
             let resolved = self.resolve_once(*frame);
             if resolved == Resolved::Skip {
@@ -190,10 +195,13 @@ impl<R: FnMut(Frame) -> Resolved> Folder<R> {
                 return self.add_other(Reason::OwnHelp, counts);
             }
             innermost.get_or_insert(resolved);
-            if let Resolved::Line(position) = resolved
-                && self.on_stack.insert(position.function)
-            {
-                self.lines.push(position);
+            if let Resolved::Line(position) = resolved {
+                if self.on_stack.insert(position.function) {
+                    self.lines.push(position);
+                }
+                if shown.is_none() && (self.is_shown)(position.function) {
+                    shown = Some(position);
+                }
             }
         }
         for position in &self.lines {
@@ -208,6 +216,8 @@ impl<R: FnMut(Frame) -> Resolved> Folder<R> {
                 let totals = self.folded.lines.entry(position).or_default();
                 totals.self_net = totals.self_net.saturating_add(counts.net_bytes());
                 totals.approximate |= stack.approximate;
+                let totals = self.folded.lines.entry(shown.unwrap_or(position)).or_default();
+                totals.shown_net = totals.shown_net.saturating_add(counts.net_bytes());
             }
             Some(_) => self.add_other(Reason::CodeNotRead, counts),
             None => self.add_other(without_frames(stack), counts),

@@ -38,7 +38,7 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
         stacks.insert(id, Stack { status, frames, approximate: false, origin: Origin::default() });
         counts.push((id, site));
     }
-    fold(counts, &stacks, resolve)
+    fold(counts, &stacks, resolve, |_| true)
 }
 
 fn fold_one(frames: Vec<Frame>, counts: SiteCounts) -> Folded {
@@ -107,7 +107,7 @@ fn stacks_without_frames_say_why() {
 
 #[test]
 fn a_lost_stack_is_said() {
-    let folded = fold([(StackId(7), grew(10))], &HashMap::new(), resolve);
+    let folded = fold([(StackId(7), grew(10))], &HashMap::new(), resolve, |_| true);
     assert_eq!(folded.other, BTreeMap::from([(Reason::StackLost, 10)]));
     assert_eq!((folded.net_bytes(), folded.unattributed_bytes), (10, 10));
 }
@@ -172,7 +172,7 @@ proptest! {
     ) {
         let stacks: HashMap<_, _> = stacks.into_iter().enumerate().map(|(id, stack)| (StackId(id as u64), stack)).collect();
         let sites: Vec<_> = sites.into_iter().map(|(id, counts)| (StackId(id), counts)).collect();
-        let folded = fold(sites.clone(), &stacks, resolve);
+        let folded = fold(sites.clone(), &stacks, resolve, |_| true);
 
         let net: i64 = sites.iter().map(|(_, counts)| counts.net_bytes()).sum();
         let self_net: i64 = folded.lines.values().map(|totals| totals.self_net).sum();
@@ -189,7 +189,7 @@ proptest! {
             prop_assert_eq!(lines.map(|(_, totals)| totals.increment).sum::<i64>(), expected);
         }
 
-        let backwards = fold(sites.into_iter().rev(), &stacks, resolve);
+        let backwards = fold(sites.into_iter().rev(), &stacks, resolve, |_| true);
         prop_assert_eq!(folded, backwards);
     }
 }
@@ -207,7 +207,7 @@ fn native_functions_have_the_bytes_that_were_asked_for() {
         (StackId(4), stack(Some(7), Some(9), vec![])),
     ]);
     let counts = |bytes| SiteCounts { released_bytes: 1, ..grew(bytes) };
-    let folded = fold((1..5).map(|id| (StackId(id), counts(10 * id))), &stacks, resolve);
+    let folded = fold((1..5).map(|id| (StackId(id), counts(10 * id))), &stacks, resolve, |_| true);
     assert_eq!(folded.asked_in[&at(1, 10)], BTreeMap::from([(7, 10), (8, 20)]));
     assert_eq!(folded.asked_in[&at(2, 20)], BTreeMap::from([(7, 10)]));
     assert_eq!(folded.other, BTreeMap::from([(Reason::Thread(9), 39)]));

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::escape::is_unprintable;
-use super::model::{Function, Health, Line, NativeBytes, ProcessReport, Report, Tool};
+use super::growth::{self, Group, Growth};
+use super::model::{Container, Function, Health, Line, NativeBytes, ProcessReport, Report, Snapshot, Tool};
 use super::source::text_of;
 use super::{Options, select};
 
@@ -30,8 +31,65 @@ const LAST_SECOND: u64 = 253_402_300_799;
 struct JsonReport<'r> {
     schema: &'static str,
     tool: JsonTool<'r>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<JsonSnapshot>,
     health: JsonHealth<'r>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth: Option<Vec<JsonGrowth<'r>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    commands: Option<Vec<JsonGroup<'r>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroups: Option<Vec<JsonGroup<'r>>>,
     processes: Vec<JsonProcess<'r>>,
+}
+
+#[derive(Serialize)]
+struct JsonSnapshot {
+    number: u32,
+    cause: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+}
+
+#[derive(Serialize)]
+struct JsonGrowth<'r> {
+    filename: &'r str,
+    line: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'r str>,
+    function: &'r str,
+    pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged_processes: Option<u64>,
+    command: &'r [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<JsonContainer<'r>>,
+    growth_bytes: i64,
+}
+
+/// Processes of one command, or of one control group.
+#[derive(Serialize)]
+struct JsonGroup<'r> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<JsonContainer<'r>>,
+    processes: u64,
+    net_bytes: i64,
+}
+
+#[derive(Serialize)]
+struct JsonContainer<'r> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_uid: Option<&'r str>,
 }
 
 #[derive(Serialize)]
@@ -52,10 +110,14 @@ struct JsonHealth<'r> {
     unattributed_bytes: u64,
     approximate_events: u64,
     counters: BTreeMap<&'r str, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged_processes: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct JsonProcess<'r> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged_processes: Option<u64>,
     pid: u32,
     parent_pid: u32,
     command: &'r [String],
@@ -64,11 +126,15 @@ struct JsonProcess<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cgroup: Option<&'r str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<JsonContainer<'r>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_status: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_by: Option<&'r str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rss_start_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,15 +193,20 @@ struct JsonOther<'r> {
     net_bytes: i64,
 }
 
-/// Writes the whole report as one indented object and a line end.
+/// Writes the whole report as one object and a line end, indented unless it is to be one line.
 pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let ranking = options.rank.then(|| growth::ranking(&report.processes, options.top));
     let json = JsonReport {
         schema: SCHEMA,
         tool: tool(&report.tool),
+        snapshot: report.snapshot.map(snapshot),
         health: health(&report.health),
+        growth: ranking.as_ref().map(|ranking| ranking.lines.iter().map(json_growth).collect()),
+        commands: ranking.as_ref().map(|ranking| ranking.commands.iter().map(json_command).collect()),
+        cgroups: ranking.as_ref().map(|ranking| ranking.groups.iter().map(json_cgroup).collect()),
         processes: report.processes.iter().map(|process| json_process(process, options)).collect(),
     };
-    let mut text = serde_json::to_string_pretty(&json)?;
+    let mut text = if options.one_line { serde_json::to_string(&json)? } else { serde_json::to_string_pretty(&json)? };
     // What a terminal would act upon can only stand inside a string, where JSON has an escape for it. (C0 is escaped
     // already, but for the line ends between the fields.)
     if text.contains(acts_on_terminals) {
@@ -155,6 +226,53 @@ fn acts_on_terminals(character: char) -> bool {
     character != '\n' && is_unprintable(character)
 }
 
+fn snapshot(snapshot: Snapshot) -> JsonSnapshot {
+    JsonSnapshot { number: snapshot.number, cause: snapshot.cause.name(), time: rfc3339(snapshot.time) }
+}
+
+fn json_growth<'r>(growth: &Growth<'r>) -> JsonGrowth<'r> {
+    let Growth { process, function, line, bytes } = *growth;
+    JsonGrowth {
+        filename: &function.filename,
+        line,
+        source: function.source.as_deref().and_then(|source| text_of(source, line)),
+        function: &function.qualified_name,
+        pid: process.pid,
+        merged_processes: process.merged,
+        command: &process.command,
+        cgroup: process.cgroup.as_deref(),
+        container: process.container.as_ref().map(json_container),
+        growth_bytes: bytes,
+    }
+}
+
+fn json_command<'r>(group: &Group<String>) -> JsonGroup<'r> {
+    let Group { what, processes, net_bytes } = group;
+    JsonGroup {
+        command: Some(what.clone()),
+        cgroup: None,
+        container: None,
+        processes: *processes,
+        net_bytes: *net_bytes,
+    }
+}
+
+fn json_cgroup<'r>(group: &Group<(&'r str, Option<&'r Container>)>) -> JsonGroup<'r> {
+    let Group { what: (path, container), processes, net_bytes } = group;
+    JsonGroup {
+        command: None,
+        cgroup: Some(path),
+        container: container.map(json_container),
+        processes: *processes,
+        net_bytes: *net_bytes,
+    }
+}
+
+fn json_container(container: &Container) -> JsonContainer<'_> {
+    let Container { id, pod, pod_uid } = container;
+    JsonContainer { id: id.as_deref(), pod: pod.as_deref(), pod_uid: pod_uid.as_deref() }
+}
+
 fn tool(tool: &Tool) -> JsonTool<'_> {
     JsonTool { version: &tool.version, mode: &tool.mode, kernel: &tool.kernel, environment: &tool.environment }
 }
@@ -168,6 +286,7 @@ fn health(health: &Health) -> JsonHealth<'_> {
         unattributed_bytes: health.unattributed_bytes,
         approximate_events: health.approximate_events,
         counters: health.counters.iter().map(|(name, value)| (name.as_str(), *value)).collect(),
+        merged_processes: (health.merged_processes > 0).then_some(health.merged_processes),
     }
 }
 
@@ -176,14 +295,17 @@ fn json_process<'r>(process: &'r ProcessReport, options: &Options) -> JsonProces
     let other = process.other.iter().map(|other| JsonOther { reason: &other.reason, net_bytes: other.net_bytes });
     let hidden = (hidden_bytes != 0).then_some(JsonOther { reason: NOT_SHOWN, net_bytes: hidden_bytes });
     JsonProcess {
+        merged_processes: process.merged,
         pid: process.pid,
         parent_pid: process.parent_pid,
         command: &process.command,
         python: process.python.as_deref(),
         cgroup: process.cgroup.as_deref(),
+        container: process.container.as_ref().map(json_container),
         started: process.started.and_then(rfc3339),
         ended: process.ended.and_then(rfc3339),
         exit_status: process.exit_status,
+        ended_by: process.ended_by.as_deref(),
         rss_start_bytes: process.rss_start_bytes,
         rss_peak_bytes: process.rss_peak_bytes,
         rss_end_bytes: process.rss_end_bytes,

@@ -4,7 +4,9 @@ pub mod checks;
 pub mod columns;
 mod escape;
 mod footer;
+mod growth;
 mod json;
+mod merge;
 pub mod model;
 pub mod own_file;
 pub mod select;
@@ -15,9 +17,10 @@ use std::io::{self, Write};
 
 pub use columns::Column;
 pub use escape::{escape, shell_words};
-pub use model::{Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Tool};
+pub use merge::{add as merge_into, command_key, program_word};
+pub use model::{Cause, Container, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Snapshot, Tool};
 pub use own_file::is_own_file;
-pub use select::Selection;
+pub use select::{Globs, Selection};
 
 /// How a report is to look. The formats take what concerns them and leave the rest.
 #[derive(Clone, Debug)]
@@ -28,13 +31,27 @@ pub struct Options {
     pub columns: Vec<Column>,
     /// How many functions at most, where none is marked (table only).
     pub top: usize,
+    /// One table for all processes of one command.
+    pub merge: bool,
+    /// The lines that grew most stand first.
+    pub rank: bool,
+    /// Nothing but a line end ends a line: for streams of reports (JSON only).
+    pub one_line: bool,
     /// Which files' functions.
     pub selection: Selection,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { precision: 3, columns: Column::DEFAULT.to_vec(), top: 10, selection: Selection::default() }
+        Self {
+            precision: 3,
+            columns: Column::DEFAULT.to_vec(),
+            top: 10,
+            merge: false,
+            rank: false,
+            one_line: false,
+            selection: Selection::default(),
+        }
     }
 }
 
@@ -96,7 +113,12 @@ impl Format {
 /// # Errors
 /// Those of `out`.
 pub fn write(report: &Report, format: &Format, options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    (format.write)(report, options, out)?;
+    if options.merge {
+        let merged = Report { processes: merge::by_command(report.processes.clone()), ..report.clone() };
+        (format.write)(&merged, options, out)?;
+    } else {
+        (format.write)(report, options, out)?;
+    }
     out.flush()
 }
 

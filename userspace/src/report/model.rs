@@ -7,8 +7,10 @@ pub struct Report {
     pub tool: Tool,
     /// What was lost, cut or unknown.
     pub health: Health,
-    /// One entry a process image, in the order they began.
+    /// One entry a process image, in the order they began; merged ones after them.
     pub processes: Vec<ProcessReport>,
+    /// What it is, where it is not the last.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// Who measured, and how.
@@ -42,6 +44,8 @@ pub struct Health {
     /// Every counter of the kernel side that is not zero: name and value. Only of things that went wrong: one of them makes
     /// the report say that it is not clean.
     pub counters: Vec<(String, u64)>,
+    /// Processes that have ended and are in the sum of their command, to bound what is kept: nothing is missing.
+    pub merged_processes: u64,
 }
 
 impl Health {
@@ -55,16 +59,63 @@ impl Health {
             unresolved_frames,
             unattributed_bytes,
             counters,
+            merged_processes: _,
         } = self;
         [lost, truncated_stacks, unresolved_frames, unattributed_bytes].into_iter().all(|count| *count == 0)
             && counters.iter().all(|(_, value)| *value == 0)
     }
 }
 
-/// One process image.
+/// The container of a process. What is not known is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Container {
+    /// Its number.
+    pub id: Option<String>,
+    /// Name of its pod.
+    pub pod: Option<String>,
+    /// Number of its pod.
+    pub pod_uid: Option<String>,
+}
+
+/// Why a report is not the last of its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The time between two reports is over.
+    Interval,
+    /// It was asked for by a signal.
+    Signal,
+    /// The processes in it were killed or crashed.
+    Death,
+}
+
+impl Cause {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interval => "interval",
+            Self::Signal => "signal",
+            Self::Death => "death",
+        }
+    }
+}
+
+/// A report that is not the last of its session: of all so far, or of some processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its number among those of the session, from 1.
+    pub number: u32,
+    /// Why it was written.
+    pub cause: Cause,
+    /// When.
+    pub time: std::time::SystemTime,
+}
+
+/// One process image, or several of one command merged into one.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessReport {
-    /// Process number.
+    /// How many there are in it, where it is not one.
+    pub merged: Option<u64>,
+    /// Process number; of merged ones the first's.
     pub pid: u32,
     /// Its parent's.
     pub parent_pid: u32,
@@ -74,12 +125,16 @@ pub struct ProcessReport {
     pub python: Option<String>,
     /// Its control group, as `/proc/PID/cgroup` says.
     pub cgroup: Option<String>,
+    /// Its container, as far as the control group tells.
+    pub container: Option<Container>,
     /// When the image began.
     pub started: Option<std::time::SystemTime>,
     /// When it ended; absent where it still runs.
     pub ended: Option<std::time::SystemTime>,
     /// Exit status, 128 + N for signal N.
     pub exit_status: Option<i32>,
+    /// What ended it, where that was not itself: words that follow "process N".
+    pub ended_by: Option<String>,
     /// Resident bytes at the first sight.
     pub rss_start_bytes: Option<u64>,
     /// The highest resident bytes seen.
@@ -135,6 +190,8 @@ pub struct Line {
     pub increment_bytes: i64,
     /// Net bytes of the line itself.
     pub self_bytes: i64,
+    /// Net bytes of the line and of what it called in files that are not shown: the order of the ranking.
+    pub growth_bytes: i64,
     /// Bytes asked for, callees included.
     pub allocated_bytes: u64,
     /// Bytes released, callees included.

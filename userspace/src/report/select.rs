@@ -15,7 +15,7 @@ pub struct Selection {
 
 /// Globs, those without a slash apart: they match base names too. `*` crosses slashes, so `/srv/*` is all below it.
 #[derive(Clone, Debug)]
-struct Globs {
+pub struct Globs {
     whole: GlobSet,
     base: GlobSet,
 }
@@ -41,20 +41,37 @@ impl Selection {
 
     /// Whether the function's file is one of those asked for.
     fn takes_file(&self, function: &Function) -> bool {
+        self.asks_for(&function.filename, function.own_file)
+    }
+
+    fn asks_for(&self, filename: &str, own_file: bool) -> bool {
         self.all_files
             || match &self.include {
-                Some(globs) => globs.matches(&function.filename),
-                None => function.own_file,
+                Some(globs) => globs.matches(filename),
+                None => own_file,
             }
     }
 
     fn excludes(&self, function: &Function) -> bool {
-        self.exclude.as_ref().is_some_and(|globs| globs.matches(&function.filename))
+        self.leaves_out(&function.filename)
+    }
+
+    fn leaves_out(&self, filename: &str) -> bool {
+        self.exclude.as_ref().is_some_and(|globs| globs.matches(filename))
+    }
+
+    /// Whether functions of this file are shown; `own_file`: it is the user's own.
+    pub fn shows(&self, filename: &str, own_file: bool) -> bool {
+        self.asks_for(filename, own_file) && !self.leaves_out(filename)
     }
 }
 
 impl Globs {
-    fn new(patterns: &[String]) -> Result<Option<Self>, OptionError> {
+    /// `None` where there are no patterns.
+    ///
+    /// # Errors
+    /// Names the glob that cannot be read.
+    pub fn new(patterns: &[String]) -> Result<Option<Self>, OptionError> {
         if patterns.is_empty() {
             return Ok(None);
         }
@@ -70,7 +87,8 @@ impl Globs {
         Ok(Some(Self { whole: build(whole)?, base: build(base)? }))
     }
 
-    fn matches(&self, filename: &str) -> bool {
+    /// Does one of them match the name, or its last part?
+    pub fn matches(&self, filename: &str) -> bool {
         let base = filename.rsplit('/').next().unwrap_or(filename);
         self.whole.is_match(filename) || self.base.is_match(base)
     }

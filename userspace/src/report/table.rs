@@ -7,13 +7,20 @@ use super::columns::{Column, mib};
 use super::model::{Function, Line, ProcessReport, Report};
 use super::select::{self, ProcessTables, Tables};
 use super::source::{Block, rows, text_of};
-use super::{Options, escape, footer, shell_words};
+use super::{Options, escape, footer, growth, merge, shell_words};
 
 /// Characters of a process's command line in its heading.
 const COMMAND_LIMIT: usize = 200;
 
 /// Writes every table, the bytes on no line, and the health of the measurement.
 pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    if let Some(snapshot) = &report.snapshot {
+        let time = humantime::format_rfc3339_seconds(snapshot.time);
+        writeln!(out, "Report {} ({}), {time}\n\n", snapshot.number, snapshot.cause.name())?;
+    }
+    if options.rank {
+        growth::write(&growth::ranking(&report.processes, options.top), options, out)?;
+    }
     let tables = select::tables(report, options);
     let with_other = footer::shows_other(&tables, options);
     let sections: Vec<_> = tables
@@ -28,7 +35,7 @@ pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> 
         }
     }
     for section in &sections {
-        if sections.len() > 1 {
+        if sections.len() > 1 || section.process.ended_by.is_some() {
             write_heading(section.process, out)?;
         }
         write_section(section, with_other, options, out)?;
@@ -54,9 +61,21 @@ fn write_section(
 }
 
 fn write_heading(process: &ProcessReport, out: &mut dyn Write) -> io::Result<()> {
-    let command = shell_words(&process.command, COMMAND_LIMIT);
-    let heading = format!("Process {}: {command}", process.pid);
-    writeln!(out, "{}\n", heading.trim_end_matches([' ', ':']))
+    let heading = match process.merged {
+        Some(count) => format!("{count} processes of {}", escape(&merge::command_key(&process.command))),
+        None => {
+            let command = shell_words(&process.command, COMMAND_LIMIT);
+            format!("Process {}: {command}", process.pid)
+        }
+    };
+    write!(out, "{}", heading.trim_end_matches([' ', ':']))?;
+    if let Some(words) = &process.ended_by {
+        write!(out, "\nIt {}.", escape(words))?;
+    }
+    if let Some(container) = &process.container {
+        write!(out, "\n{}", growth::of_container(container))?;
+    }
+    write!(out, "\n\n")
 }
 
 /// The sentence of a report without a table.

@@ -13,16 +13,26 @@ use crate::ledger::{
 use crate::plan::ReportPlan;
 use crate::python::layout::Variant;
 use crate::report::{self, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Tool, is_own_file};
+use crate::target::identity::Container;
 
 /// Does this look like a file that was there once? Code made at run time carries any word for a file name.
 fn is_file_name(filename: &str) -> bool {
     filename.starts_with('<') || filename.contains('/') || filename.ends_with(".py")
 }
 
-/// What is known of images whose sums are all there: the rest of them is not kept.
+/// Processes that have ended whose reports are kept each for itself.
+const MOST_ENDED: usize = 256;
+/// Commands that have a sum of their own.
+const MOST_COMMANDS: usize = 256;
+/// What stands for all others.
+const OTHER_COMMANDS: &str = "(other commands)";
+
+/// What is known of images whose sums are all there: the rest of them is not kept. However many there are, this is bounded.
 #[derive(Debug, Default)]
 pub struct Settled {
     processes: BTreeMap<ProcessId, ProcessReport>,
+    /// Those that ended longest ago, by command.
+    merged: BTreeMap<String, ProcessReport>,
     health: Health,
     /// One of them heeded what was set in its environment for its objects.
     heeding: bool,
@@ -30,11 +40,35 @@ pub struct Settled {
 
 impl Settled {
     /// Adds an image that has ended. `totals` are its own, or of others too.
-    pub fn add(&mut self, mut image: Image, totals: &Totals, plan: &ReportPlan) {
-        let report = process(&mut image, totals, plan, &mut self.health);
+    pub fn add(&mut self, image: &mut Image, totals: &Totals, plan: &ReportPlan) {
         self.heeding |= !image.birth.layout.variant.is_free_threaded();
-        self.health.events = self.health.events.saturating_add(blocks_of(image.birth.id, totals, plan.mode));
+        let report = measured(image, totals, plan, &mut self.health);
         self.processes.insert(image.birth.id, report);
+        while self.processes.len() > MOST_ENDED
+            && let Some((_, oldest)) = self.processes.pop_first()
+        {
+            self.merge(oldest);
+        }
+    }
+
+    fn merge(&mut self, process: ProcessReport) {
+        self.health.merged_processes += 1;
+        let mut key = report::command_key(&process.command);
+        if !self.merged.contains_key(&key) && self.merged.len() >= MOST_COMMANDS {
+            key = OTHER_COMMANDS.into();
+        }
+        let fresh = || ProcessReport { merged: Some(0), command: vec![key.clone()], ..ProcessReport::default() };
+        match self.merged.get_mut(&key) {
+            Some(known) => report::merge_into(known, process),
+            None if key == OTHER_COMMANDS => {
+                let mut all = fresh();
+                report::merge_into(&mut all, process);
+                self.merged.insert(key, all);
+            }
+            None => {
+                self.merged.insert(key, ProcessReport { merged: Some(1), ..process });
+            }
+        }
     }
 
     /// Is there any?
@@ -43,32 +77,66 @@ impl Settled {
     }
 }
 
-/// Makes the report of all images: of those `settled`, and of the others.
+/// Which images a report is of.
+#[derive(Clone, Copy, Debug)]
+pub enum Whose<'i> {
+    /// All.
+    Everybody,
+    /// Those.
+    These(&'i [ProcessId]),
+}
+
+impl Whose<'_> {
+    fn has(self, id: ProcessId) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::These(ids) => ids.contains(&id),
+        }
+    }
+}
+
+/// Makes the report: of the images that are settled, and of the others as `totals` have them.
 pub fn assemble(
-    images: BTreeMap<ProcessId, Image>,
-    mut settled: Settled,
-    totals: &Totals,
+    images: &mut BTreeMap<ProcessId, Image>,
+    settled: &Settled,
+    totals: &mut Totals,
     plan: &ReportPlan,
-    kernel: String,
+    whose: Whose<'_>,
 ) -> Report {
-    let mode = plan.mode;
-    for image in images.into_values() {
-        settled.add(image, totals, plan);
+    totals.sites.sort_by_key(|(process, ..)| *process);
+    let of_settled = settled.processes.iter().filter(|(id, _)| whose.has(**id));
+    let mut processes: BTreeMap<ProcessId, ProcessReport> =
+        of_settled.map(|(id, report)| (*id, report.clone())).collect();
+    let mut of_images = settled.health.clone();
+    for image in images.values_mut().filter(|image| whose.has(image.birth.id)) {
+        processes.insert(image.birth.id, measured(image, totals, plan, &mut of_images));
     }
     let mut health = health_of(totals);
-    let Health { events, unresolved_frames, unattributed_bytes, .. } = settled.health;
+    let Health { events, unresolved_frames, unattributed_bytes, merged_processes, .. } = of_images;
     health.events = health.events.saturating_add(events);
     health.unresolved_frames = unresolved_frames;
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(unattributed_bytes);
-    let told = mode == Mode::Objects && (settled.heeding || settled.processes.is_empty());
+    health.merged_processes = merged_processes;
+    let heeds = |image: &Image| !image.birth.layout.variant.is_free_threaded();
+    let heeding = settled.heeding || images.values().any(heeds);
+    let told = plan.mode == Mode::Objects && (heeding || processes.is_empty());
     let environment = if told { vec![super::MALLOC_FOR_OBJECTS.into()] } else { Vec::new() };
-    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: mode.name().into(), kernel, environment };
-    Report { tool, health, processes: settled.processes.into_values().collect() }
+    let kernel = super::kernel_release();
+    let tool = Tool { version: env!("CARGO_PKG_VERSION").into(), mode: plan.mode.name().into(), kernel, environment };
+    let merged = settled.merged.values().filter(|_| matches!(whose, Whose::Everybody)).cloned();
+    Report { tool, health, processes: processes.into_values().chain(merged).collect(), snapshot: None }
+}
+
+/// One image's report; what is counted besides is added to `health`.
+fn measured(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut Health) -> ProcessReport {
+    let events = blocks_of(image.birth.id, totals, plan.mode);
+    health.events = health.events.saturating_add(events);
+    process(image, totals, plan, health)
 }
 
 /// Events of blocks, which the kernel side counts nowhere else.
 fn blocks_of(id: ProcessId, totals: &Totals, mode: Mode) -> u64 {
-    let own = totals.sites.iter().filter(|(process, ..)| *process == id && mode.counts_blocks());
+    let own = totals.of(id).iter().filter(|_| mode.counts_blocks());
     own.map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases)).fold(0, u64::saturating_add)
 }
 
@@ -85,11 +153,12 @@ fn health_of(totals: &Totals) -> Health {
         unresolved_frames: 0,
         unattributed_bytes: totals.siteless.0.saturating_add(totals.siteless.1),
         counters: faults.map(|(row, value)| (row.name.to_owned(), *value)).collect(),
+        merged_processes: 0,
     }
 }
 
 fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut Health) -> ProcessReport {
-    let (sites, folded) = fold_image(image, totals);
+    let (sites, folded) = fold_image(image, totals, plan);
     health.unresolved_frames += folded.unresolved_frames;
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(folded.unattributed_bytes);
     let net_bytes = sites.iter().map(|(_, counts)| counts.net_bytes()).fold(0, i64::saturating_add);
@@ -138,14 +207,21 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
         folded.other.iter().map(|(reason, net)| Other { reason: words_of(*reason, image), net_bytes: *net }).collect();
     let death = image.death;
     ProcessReport {
+        merged: None,
         pid: image.birth.pid.as_raw().unsigned_abs(),
         parent_pid: image.birth.parent.as_raw().unsigned_abs(),
         command: image.birth.command.clone(),
         python: Some(version_text(image.birth.interpreter.version, image.birth.layout.variant)),
         cgroup: image.birth.cgroup.clone(),
+        container: image.birth.container.clone().map(|Container { id, pod, pod_uid }| report::Container {
+            id,
+            pod,
+            pod_uid,
+        }),
         started: Some(image.birth.started),
         ended: death.map(|death| death.ended),
-        exit_status: death.and_then(|death| death.status),
+        exit_status: death.and_then(|death| death.end.status),
+        ended_by: death.and_then(|death| death.end.words()),
         rss_start_bytes: image.birth.rss_bytes,
         rss_peak_bytes: death.map(|death| death.peak_bytes),
         rss_end_bytes: death.map(|death| death.rss_bytes),
@@ -184,12 +260,9 @@ fn version_text((major, minor, micro): (u8, u8, u8), variant: Variant) -> String
 }
 
 /// The image's sites (blocks, pages and mappings) and what they fold to.
-fn fold_image(image: &mut Image, totals: &Totals) -> (Vec<(StackId, SiteCounts)>, Folded) {
+fn fold_image(image: &mut Image, totals: &Totals, plan: &ReportPlan) -> (Vec<(StackId, SiteCounts)>, Folded) {
     let mut sites: Vec<(StackId, SiteCounts)> = Vec::new();
-    for (id, stack, status, counts) in &totals.sites {
-        if *id != image.birth.id {
-            continue;
-        }
+    for (_, stack, status, counts) in totals.of(image.birth.id) {
         sites.push((*stack, *counts));
         let frameless = !matches!(status, StackStatus::Complete | StackStatus::Truncated);
         if frameless && !image.stacks.contains_key(stack) {
@@ -199,7 +272,11 @@ fn fold_image(image: &mut Image, totals: &Totals) -> (Vec<(StackId, SiteCounts)>
     }
     sites.extend(image.mapped.iter().map(|(stack, counts)| (*stack, *counts)));
     image.set_origins();
-    let folded = fold(sites.iter().copied(), &image.stacks, |frame| image.resolve(frame));
+    let is_shown = |function: u32| {
+        let file = image.functions.get(function as usize).map(|info| info.code.filename.as_str());
+        file.is_some_and(|file| plan.options.selection.shows(file, is_own_file(file)))
+    };
+    let folded = fold(sites.iter().copied(), &image.stacks, |frame| image.resolve(frame), is_shown);
     (sites, folded)
 }
 
@@ -238,6 +315,7 @@ fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
         mem_usage_bytes: (sums.resident_bytes > 0).then_some(sums.resident_bytes),
         increment_bytes: sums.increment,
         self_bytes: sums.self_net,
+        growth_bytes: sums.shown_net,
         allocated_bytes: sums.allocated,
         freed_bytes: sums.freed,
         allocations: sums.allocations,

@@ -1,165 +1,248 @@
-//! Processes that run already: from now on until they end, we are told to stop, or the time is over. They are neither stopped nor
-//! changed.
+//! Processes that run already, named or all of the machine: from now on until they end, we are told to stop, or the time is over. They
+//! are neither stopped nor changed.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::assemble::{Whose, assemble};
+use super::beat::{Beat, Beats};
 use super::checked::Checked;
 use super::collector::{Collector, Message};
-use super::follow::Follower;
+use super::follow::{Follower, Scope};
 use super::hold::Hold;
-use super::progress::Progress;
-use super::{DRAIN_EVERY, RunError, assemble, check_rights, kernel_release, open_output, print, say};
+use super::outlet::Outlet;
+use super::{RunError, check_rights, say};
 use crate::kernel::event::Event;
-use crate::kernel::{Attacher, Drain, Kernel, Totals};
-use crate::plan::AttachPlan;
+use crate::kernel::{Attacher, Drain, Follow, Kernel};
+use crate::plan::{AttachPlan, SystemPlan, WatchPlan};
+use crate::report::{Cause, Report};
 use crate::target::{credentials, limits};
 
 /// How often what was just executed is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Longer than any session; the clock could not add `Duration::MAX` to now.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// How often, at most, the reports of processes that were killed are written.
+const TELL_OF_KILLED_EVERY: Duration = Duration::from_secs(1);
 
 /// Measures the processes named, prints their report, and returns the exit status to end with.
 ///
 /// # Errors
 /// [`RunError`] when one of them cannot be measured; then none is.
 pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
-    check_rights()?;
-    // Before anything is attached: whoever tells us to stop while we begin gets the report too.
-    let (runtime, stop) = listen().map_err(|error| RunError::System { doing: "listening for signals", error })?;
-    limits::raise_open_files();
-    let credentials = credentials::of_caller(false)?;
-    let checks = Checked::read(&plan.report, credentials.as_ref())?;
-    let output = open_output(&plan.report, credentials.as_ref())?;
-    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(true), plan.how)?;
-    let attacher = Arc::new(attacher);
-    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let hold = Hold::of_followed(Arc::clone(&attacher), (plan.report.mode, plan.report.native()), sender);
-    let mut follower = Follower::new(hold, plan.children);
+    let scope = Scope::Named { children: plan.children };
+    let (runtime, stop, mut watch) = begin(&plan.watch, Follow::Watched, scope)?;
     for pid in &plan.pids {
         let refuse = |(reason, hint)| RunError::Process { pid: *pid, reason, hint };
         if nix::sys::signal::kill(*pid, None) == Err(nix::errno::Errno::ESRCH) {
             let hint = "`pgrep -a python` lists the Pythons that run".to_owned();
             return Err(refuse(("there is no such process".to_owned(), hint)));
         }
-        follower.begin(*pid).map_err(refuse)?;
+        watch.follower.begin(*pid).map_err(refuse)?;
     }
-    if io::stderr().is_terminal() {
-        let what =
-            if plan.pids.len() == 1 { "it runs on unchanged".into() } else { format!("{} processes", plan.pids.len()) };
-        say(&format!("attached ({what}); Ctrl-C writes the report and lets go"));
-    }
-    let mut collector = Collector::default();
-    let totals = runtime
-        .block_on(watch(plan, stop, &mut collector, &drain, receiver, &mut follower, &attacher))
-        .map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
-    collector.finish_natives();
-    let Collector { images, settled, .. } = collector;
-    let mut report = assemble::assemble(images, settled, &totals, &plan.report, kernel_release());
-    if follower.missed > 0 {
-        report.health.lost = report.health.lost.saturating_add(follower.missed);
-        report.health.counters.push(("processes_missed".into(), follower.missed));
-    }
-    let written = print(&plan.report, output, &report);
-    drop(kernel);
-    written.map(|()| checks.status(&report, 0))
+    let what =
+        if plan.pids.len() == 1 { "it runs on unchanged".into() } else { format!("{} processes", plan.pids.len()) };
+    tell_terminal(&format!("attached ({what}); Ctrl-C writes the report and lets go"));
+    runtime.block_on(watch.until_the_end(stop))?;
+    watch.last_report()
 }
 
-/// The signals that end the measuring.
-struct Stop {
+/// Measures every Python process of the machine.
+///
+/// # Errors
+/// [`RunError`] when nothing can be measured.
+pub fn system(plan: &SystemPlan) -> Result<i32, RunError> {
+    let scope = Scope::Machine(plan.filter.clone());
+    let (runtime, stop, mut watch) = begin(&plan.watch, Follow::Everybody, scope)?;
+    let listed = watch.follower.begin_with_all();
+    listed.map_err(|error| RunError::System { doing: "listing the processes", error })?;
+    tell_terminal("every Python of this machine is measured; Ctrl-C writes the report and lets go");
+    runtime.block_on(watch.until_the_end(stop))?;
+    watch.last_report()
+}
+
+fn tell_terminal(text: &str) {
+    if io::stderr().is_terminal() {
+        say(text);
+    }
+}
+
+/// Everything that is before the first process is looked at.
+fn begin(plan: &WatchPlan, follow: Follow, scope: Scope) -> Result<(Runtime, Orders, Watch<'_>), RunError> {
+    check_rights()?;
+    // Before anything is attached: whoever tells us to stop while we begin gets the report too.
+    let (runtime, orders) = listen().map_err(|error| RunError::System { doing: "listening for signals", error })?;
+    limits::raise_open_files();
+    let credentials = credentials::of_caller(false)?;
+    let checks = Checked::read(&plan.report, credentials.as_ref())?;
+    let outlet = Outlet::open(&plan.report, credentials)?;
+    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(follow), plan.how)?;
+    let attacher = Arc::new(attacher);
+    let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
+    let hold = Hold::of_followed(Arc::clone(&attacher), (plan.report.mode, plan.report.native()), sender);
+    let follower = Follower::new(hold, scope);
+    let collector = Collector::default();
+    let watch = Watch { plan, checks, outlet, collector, drain, messages, follower, attacher, _kernel: kernel };
+    Ok((runtime, orders, watch))
+}
+
+/// The signals that end the measuring, and the one that asks for a report.
+struct Orders {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
+    report: Signal,
 }
 
-impl Stop {
+/// What a signal says.
+enum Order {
+    Stop,
+    Report,
+}
+
+impl Orders {
     /// Until one of them comes; one that came before this was asked counts.
-    async fn told(&mut self) {
+    async fn next(&mut self) -> Order {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+            _ = self.interrupt.recv() => Order::Stop,
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.hang_up.recv() => Order::Stop,
+            _ = self.report.recv() => Order::Report,
         }
     }
 }
 
 /// From now on these signals are kept for whoever asks, and end nothing by themselves.
-fn listen() -> io::Result<(Runtime, Stop)> {
+fn listen() -> io::Result<(Runtime, Orders)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();
-    let stop = Stop {
+    let orders = Orders {
         interrupt: signal(SignalKind::interrupt())?,
         terminate: signal(SignalKind::terminate())?,
         hang_up: signal(SignalKind::hangup())?,
+        report: signal(SignalKind::user_defined1())?,
     };
     drop(entered);
-    Ok((runtime, stop))
+    Ok((runtime, orders))
 }
 
-async fn watch(
-    plan: &AttachPlan,
-    mut stop: Stop,
-    collector: &mut Collector,
-    drain: &Drain,
-    mut messages: UnboundedReceiver<Message>,
-    follower: &mut Follower,
-    attacher: &Attacher,
-) -> io::Result<Totals> {
-    // SAFETY: the descriptor is owned by what is registered, and open for as long.
-    let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
-    let mut clock = tokio::time::interval(DRAIN_EVERY);
-    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let over = tokio::time::sleep(plan.duration.unwrap_or(Duration::MAX));
-    tokio::pin!(over);
-    let mut progress = Progress::new();
-    let mut loading = false;
-    while follower.has_any() {
-        tokio::select! {
-            _ = clock.tick() => progress.tick(&collector.images, attacher),
-            () = tokio::time::sleep(LOOK_EVERY), if loading => {}
-            ready = ring.readable() => ready?.clear_ready(),
-            () = stop.told() => break,
-            () = &mut over => break,
+/// A session with processes that nobody holds.
+struct Watch<'p> {
+    plan: &'p WatchPlan,
+    checks: Checked<'p>,
+    outlet: Outlet<'p>,
+    collector: Collector,
+    drain: Drain,
+    messages: UnboundedReceiver<Message>,
+    follower: Follower,
+    attacher: Arc<Attacher>,
+    /// The probes are there as long as this.
+    _kernel: Kernel,
+}
+
+fn gathering(error: io::Error) -> RunError {
+    RunError::System { doing: "reading what the probes gathered", error }
+}
+
+impl Watch<'_> {
+    async fn until_the_end(&mut self, mut orders: Orders) -> Result<(), RunError> {
+        let mut beats = Beats::new(&self.drain, true).map_err(gathering)?;
+        let mut reports = tokio::time::interval(self.plan.interval.unwrap_or(NEVER).min(NEVER));
+        reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        reports.reset(); // the first would be at once
+        let over = tokio::time::sleep(self.plan.duration.unwrap_or(Duration::MAX));
+        tokio::pin!(over);
+        let mut loading = false;
+        let mut killed_due = tokio::time::Instant::now();
+        while self.follower.has_any() {
+            let mut cause = None;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY), if loading => {}
+                beat = beats.next() => if beat.map_err(gathering)? == Beat::Due {
+                    beats.tell(&self.collector.images, &self.attacher);
+                },
+                order = orders.next() => match order {
+                    Order::Stop => break,
+                    Order::Report => cause = Some(Cause::Signal),
+                },
+                _ = reports.tick(), if self.plan.interval.is_some() => cause = Some(Cause::Interval),
+                () = &mut over => break,
+            }
+            self.take().map_err(gathering)?;
+            loading = self.follower.look_again();
+            self.hear();
+            if !self.collector.killed.is_empty() && tokio::time::Instant::now() >= killed_due && self.follower.has_any()
+            {
+                killed_due = tokio::time::Instant::now() + TELL_OF_KILLED_EVERY;
+                cause = cause.or(Some(Cause::Death));
+            }
+            if cause.is_some_and(|cause| !self.snapshot(cause)) {
+                break;
+            }
+            self.collector.make_room(&self.drain, &self.plan.report).map_err(gathering)?;
         }
-        take(collector, drain, &mut messages, follower)?;
-        loading = follower.look_again();
-        hear(collector, &mut messages);
-        collector.make_room(drain, &plan.report)?;
+        self.follower.let_go();
+        self.take().map_err(gathering)
     }
-    follower.let_go();
-    take(collector, drain, &mut messages, follower)?;
-    if collector.settled.is_empty() && collector.images.values().all(|image| image.stacks.is_empty()) {
-        say("no memory moved in what was measured");
-    }
-    drain.totals()
-}
 
-/// Takes the records in their order: one of a fork makes an image that those after it are of.
-fn take(
-    collector: &mut Collector,
-    drain: &Drain,
-    messages: &mut UnboundedReceiver<Message>,
-    follower: &mut Follower,
-) -> io::Result<()> {
-    hear(collector, messages);
-    for event in drain.take()? {
-        if matches!(event, Event::Followed { .. }) {
-            follower.hear(&event);
-            hear(collector, messages);
-        } else {
-            collector.record(vec![event]);
+    /// Takes the records in their order: one of a fork makes an image that those after it are of.
+    fn take(&mut self) -> io::Result<()> {
+        self.hear();
+        for event in self.drain.take()? {
+            if matches!(event, Event::Followed { .. }) {
+                self.follower.hear(&event);
+                self.hear();
+            } else {
+                self.collector.record(vec![event]);
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self) {
+        while let Ok(message) = self.messages.try_recv() {
+            self.collector.hear(message);
         }
     }
-    Ok(())
-}
 
-fn hear(collector: &mut Collector, messages: &mut UnboundedReceiver<Message>) {
-    while let Ok(message) = messages.try_recv() {
-        collector.hear(message);
+    /// The report as things stand.
+    fn report(&mut self, whose: Whose<'_>) -> io::Result<Report> {
+        self.collector.finish_natives();
+        let mut totals = self.drain.totals()?;
+        let Collector { images, settled, .. } = &mut self.collector;
+        let mut report = assemble(images, settled, &mut totals, &self.plan.report, whose);
+        let missing = self.follower.missing();
+        report.health.lost = report.health.lost.saturating_add(missing.missed);
+        let counters = [("processes_missed", missing.missed), ("processes_refused", missing.refused)];
+        let counters = counters.into_iter().filter(|(_, count)| *count > 0);
+        report.health.counters.extend(counters.map(|(name, count)| (name.to_owned(), count)));
+        Ok(report)
+    }
+
+    /// Writes a report before the last. False: nobody reads it. One that cannot be written is said, and the next may be.
+    fn snapshot(&mut self, cause: Cause) -> bool {
+        let killed = std::mem::take(&mut self.collector.killed);
+        let whose = if cause == Cause::Death { Whose::These(&killed) } else { Whose::Everybody };
+        let written =
+            self.report(whose).map_err(gathering).and_then(|mut report| self.outlet.snapshot(&mut report, cause));
+        written.unwrap_or_else(|error| {
+            say(&format!("{error}\nhint: {}", error.hint()));
+            true
+        })
+    }
+
+    fn last_report(mut self) -> Result<i32, RunError> {
+        let silent = self.collector.images.values().all(|image| image.stacks.is_empty());
+        if self.collector.settled.is_empty() && silent {
+            say("no memory moved in what was measured");
+        }
+        let report = self.report(Whose::Everybody).map_err(gathering)?;
+        self.outlet.last(&report)?;
+        Ok(self.checks.status(&report, 0))
     }
 }

@@ -28,6 +28,10 @@ pub enum Message {
     Note(String),
 }
 
+/// Images that were killed of which a report of their own is due, at one time.
+const MOST_KILLED: usize = 64;
+/// Records that wait for the births of their images. Where a birth was lost, they would wait for ever.
+const MOST_EARLY: usize = 1 << 14;
 /// So many images that have ended make it worth to read the maps.
 const MANY: usize = 16;
 
@@ -59,6 +63,8 @@ pub struct Collector {
     pub limits: Limits,
     /// Processes that ran without our help to marks.
     pub without_marks: Vec<Pid>,
+    /// Images that were killed or crashed, and whose reports have not been written yet.
+    pub killed: Vec<ProcessId>,
 }
 
 impl Collector {
@@ -82,6 +88,9 @@ impl Collector {
             }
             Message::Died(id, death) => {
                 if let Some(image) = self.images.get_mut(&id) {
+                    if death.end.is_abnormal() && self.killed.len() < MOST_KILLED {
+                        self.killed.push(id);
+                    }
                     image.death = Some(death);
                     self.ended.insert(id);
                     if let Some(tally) = &mut image.tally {
@@ -128,11 +137,17 @@ impl Collector {
         // Counters are nobody's in particular: they are summed over all.
         (totals.counters, totals.siteless) = (std::mem::take(&mut self.kept.counters), self.kept.siteless);
         totals.counters.resize(COUNTERS.len(), 0);
-        for id in std::mem::take(&mut self.ended) {
-            let Some(mut image) = self.images.remove(&id) else { continue };
-            add_tally(&mut image, &mut totals);
+        // In their order: what is kept longest of them are the last.
+        let mut ended: Vec<ProcessId> = std::mem::take(&mut self.ended).into_iter().collect();
+        ended.sort_unstable();
+        let mut images: Vec<Image> = ended.iter().filter_map(|id| self.images.remove(id)).collect();
+        for image in &mut images {
+            add_tally(image, &mut totals);
             image.settle_natives(None, &mut self.files);
-            self.note_marks(&image);
+        }
+        totals.sites.sort_by_key(|(process, ..)| *process);
+        for image in &mut images {
+            self.note_marks(image);
             self.settled.add(image, &totals, plan);
         }
         (self.kept.counters, self.kept.siteless) = (totals.counters, totals.siteless);
@@ -169,6 +184,9 @@ impl Collector {
     pub fn record(&mut self, events: Vec<Event>) {
         for event in events {
             if !self.images.contains_key(&event.process()) {
+                if self.early.len() >= MOST_EARLY {
+                    self.early.clear();
+                }
                 self.early.push(event);
                 continue;
             }

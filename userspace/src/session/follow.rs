@@ -1,30 +1,91 @@
 //! Processes that nobody holds: what the kernel side tells of their forks, execs and ends, and what is done about it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::hold::Hold;
-use crate::kernel::event::{Change, Event};
-use crate::target::Pid;
-use crate::target::supervise::{Watcher, exit_code};
+use super::image::End;
+use super::modules::Program;
+use crate::kernel::event::{Change, Event, Executable};
+use crate::ledger::ProcessId;
+use crate::plan::Filter;
+use crate::target::supervise::Watcher;
+use crate::target::{Pid, identity};
 
 /// How long an image that was just executed is given to load its Python. What it loads after that is not found.
 const LOADING: Duration = Duration::from_secs(2);
+/// Programs whose kind is remembered.
+const MOST_PROGRAMS: usize = 4096;
+/// Sentences about Pythons that are not supported which are not said again.
+const MOST_SAID: usize = 64;
+
+/// Whom it is about.
+pub enum Scope {
+    /// Processes that were named, and those they make or not.
+    Named {
+        /// What they make is measured too.
+        children: bool,
+    },
+    /// All of the machine that pass.
+    Machine(Filter),
+}
+
+/// Executed, may be a Python, and has none yet.
+struct Loading {
+    until: Instant,
+    /// The number that the kernel side gave what it executes: another exec gives another.
+    id: ProcessId,
+    /// What it executes.
+    executable: Executable,
+}
+
+/// What is not in the report, and is counted instead.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Missing {
+    /// Processes that executed something that may have been a Python, and ended before that could be seen.
+    pub missed: u64,
+    /// Processes with a Python that is not supported.
+    pub refused: u64,
+}
 
 /// Drives a [`Hold`] by what is told.
 pub struct Follower {
     hold: Hold,
-    /// Executed, may be Pythons, and have none yet: until when they are looked at.
-    loading: HashMap<Pid, Instant>,
-    children: bool,
-    /// Processes that executed something that may have been a Python, and ended before that could be seen.
-    pub missed: u64,
+    loading: HashMap<Pid, Loading>,
+    scope: Scope,
+    missing: Missing,
+    /// By program: may it be a Python?
+    kinds: HashMap<Executable, bool>,
+    /// Processes that ended before it was seen what program they executed.
+    unseen: HashMap<Executable, u64>,
+    /// What was said of Pythons that are not supported.
+    said: HashSet<String>,
 }
 
 impl Follower {
-    /// `children`: what the processes make is measured too.
-    pub fn new(hold: Hold, children: bool) -> Self {
-        Self { hold, loading: HashMap::new(), children, missed: 0 }
+    /// With nothing to measure yet.
+    pub fn new(hold: Hold, scope: Scope) -> Self {
+        Self {
+            hold,
+            loading: HashMap::new(),
+            scope,
+            missing: Missing::default(),
+            kinds: HashMap::new(),
+            unseen: HashMap::new(),
+            said: HashSet::new(),
+        }
+    }
+
+    /// What is not in the report so far. A process that ended unseen counts unless its program is known to be no Python by now.
+    pub fn missing(&self) -> Missing {
+        let unseen: u64 = self.unseen.iter().filter(|(program, _)| self.may_be(program)).map(|(_, count)| count).sum();
+        Missing { missed: self.missing.missed.saturating_add(unseen), ..self.missing }
+    }
+
+    fn may_be(&self, program: &Executable) -> bool {
+        self.kinds.get(program).copied().unwrap_or(true)
     }
 
     /// Begins with a process that runs.
@@ -44,54 +105,202 @@ impl Follower {
         }
     }
 
+    /// Begins with all that run. Again until nothing new is there: a fork of a process that was not watched yet is told by nobody.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed.
+    pub fn begin_with_all(&mut self) -> std::io::Result<()> {
+        const ROUNDS: u32 = 8;
+        let mut seen = HashSet::new();
+        for _ in 0..ROUNDS {
+            let mut found = false;
+            for pid in identity::processes()? {
+                let known = self.hold.watches(pid) || self.loading.contains_key(&pid) || !seen.insert(pid);
+                if !known && self.hold.runs_python(pid) {
+                    found |= self.begin_one_of_all(pid);
+                }
+            }
+            if !found {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_one_of_all(&mut self, pid: Pid) -> bool {
+        if !self.admits(pid) {
+            return false;
+        }
+        match self.hold.look(pid) {
+            Ok(Some(look)) => {
+                self.hold.watch(pid, look, None);
+                true
+            }
+            Ok(None) => false,
+            Err(refusal) => {
+                self.refuse(pid, refusal);
+                false
+            }
+        }
+    }
+
+    fn admits(&self, pid: Pid) -> bool {
+        match &self.scope {
+            Scope::Named { .. } => true,
+            Scope::Machine(filter) => filter.admits(pid),
+        }
+    }
+
+    /// Said once, where there may be many.
+    fn refuse(&mut self, pid: Pid, (sentence, hint): (String, String)) {
+        self.missing.refused += 1;
+        let again = matches!(self.scope, Scope::Machine(_)) && self.said.contains(&sentence);
+        if !again {
+            super::say(&format!("process {pid} is not measured: {sentence}\nhint: {hint}"));
+            if self.said.len() < MOST_SAID {
+                self.said.insert(sentence);
+            }
+        }
+    }
+
     /// Takes what became of a process.
     pub fn hear(&mut self, event: &Event) {
         let Event::Followed { process, pid, change, resident } = event else { return };
+        let children = !matches!(self.scope, Scope::Named { children: false });
         match change {
-            Change::Forked(parent) if self.children => self.hold.forked_alone(*parent, *pid, *process),
-            Change::Forked(_) | Change::Borrows => {}
             Change::Loaded => self.hold.mapped_more(*pid),
-            Change::Executed => {
-                self.hold.gone(*pid, None, *resident);
-                if self.children {
-                    self.loading.insert(*pid, Instant::now() + LOADING);
+            Change::Forked(parent) if children => {
+                if !self.hold.forked_alone(*parent, *pid, *process) {
+                    self.missing.missed += 1;
+                    self.hold.let_alone(*pid);
                 }
             }
-            Change::Exited(status) => {
-                use std::os::unix::process::ExitStatusExt;
-                self.missed += u64::from(self.loading.remove(pid).is_some());
-                let status = std::process::ExitStatus::from_raw(*status);
-                if let Some(signal) = status.signal().filter(|_| self.hold.watched().any(|watched| watched == *pid)) {
-                    super::say(&format!("process {pid} was ended by signal {signal}"));
+            Change::Young(parent) if children => self.forked_young(*parent, *pid, *process),
+            Change::Forked(_) | Change::Young(_) => self.hold.let_alone(*pid),
+            Change::Borrows => {}
+            Change::Executed(executable) => {
+                self.hold.gone(*pid, End::default(), *resident);
+                if children {
+                    self.load(*pid, *process, *executable);
+                } else {
+                    self.hold.let_alone(*pid);
                 }
-                self.hold.gone(*pid, Some(exit_code(status)), *resident);
             }
+            Change::Exited { status, victim } => {
+                if let Some(loading) = self.loading.remove(pid) {
+                    self.ended_unseen(&loading);
+                }
+                let end = End::of(ExitStatus::from_raw(*status), *victim);
+                // On a whole machine processes are ended all the time.
+                let told = end.is_abnormal() || !matches!(self.scope, Scope::Machine(_));
+                if let Some(words) = end.words().filter(|_| told && self.hold.watches(*pid)) {
+                    super::say(&format!("process {pid} {words}"));
+                }
+                self.hold.gone(*pid, end, *resident);
+            }
+        }
+    }
+
+    /// A fork of what has not been looked at yet is looked at too; of what has been, and is no Python, it is none either.
+    fn forked_young(&mut self, parent: ProcessId, child: Pid, id: ProcessId) {
+        let program = self.loading.values().find(|loading| loading.id == parent).map(|loading| loading.executable);
+        match (program, &self.scope) {
+            (Some(executable), _) => self.load(child, id, executable),
+            (None, Scope::Machine(_)) => self.hold.let_alone(child),
+            // What it executes may be one.
+            (None, Scope::Named { .. }) => {}
+        }
+    }
+
+    fn load(&mut self, pid: Pid, id: ProcessId, executable: Executable) {
+        self.loading.insert(pid, Loading { until: Instant::now() + LOADING, id, executable });
+    }
+
+    fn ended_unseen(&mut self, loading: &Loading) {
+        let program = loading.executable;
+        if !self.kinds.contains_key(&program) && self.unseen.len() < MOST_PROGRAMS {
+            // It will be known when the next one executes it, or never.
+            *self.unseen.entry(program).or_default() += 1;
+        } else {
+            self.missing.missed += u64::from(self.may_be(&program));
         }
     }
 
     /// Looks again at what was executed. Is there still something that may become a Python?
     pub fn look_again(&mut self) -> bool {
-        let now = Instant::now();
         for pid in self.loading.keys().copied().collect::<Vec<_>>() {
-            let over = self.loading.get(&pid).is_some_and(|until| *until < now) || !self.hold.may_be_python(pid);
-            match self.hold.look(pid) {
-                Ok(Some(look)) => self.hold.watch(pid, look, None),
-                Ok(None) if !over => continue,
+            let Some(loading) = self.loading.get(&pid) else { continue };
+            let (over, id, executable) = (loading.until < Instant::now(), loading.id, loading.executable);
+            let settled = match self.hold.program(pid) {
                 // It has ended meanwhile: its end, which is about to be heard, says that it was missed.
-                _ if !is_there(pid) => continue,
-                Ok(None) => {}
-                Err((sentence, hint)) => {
-                    super::say(&format!("process {pid} is not measured: {sentence}\nhint: {hint}"))
+                Err(_) if !over => false,
+                Err(_) => {
+                    if let Some(loading) = self.loading.remove(&pid) {
+                        self.ended_unseen(&loading);
+                    }
+                    true
                 }
+                Ok(program) => {
+                    if self.hold.is_still(pid, id) {
+                        self.classify(&program, executable);
+                    }
+                    self.look_at(pid, over || !program.may_be_python)
+                }
+            };
+            if settled {
+                self.loading.remove(&pid);
             }
-            self.loading.remove(&pid);
         }
         !self.loading.is_empty()
     }
 
+    /// Remembers what kind of program a file is, and tells the kernel side of one that is no Python where it tells of all.
+    fn classify(&mut self, program: &Program, executable: Executable) {
+        if self.kinds.len() >= MOST_PROGRAMS {
+            self.kinds.clear();
+        }
+        if self.kinds.insert(executable, program.may_be_python).is_none() && program.may_be_python {
+            self.missing.missed += self.unseen.remove(&executable).unwrap_or(0);
+        }
+        if !program.may_be_python {
+            self.unseen.remove(&executable);
+            if matches!(self.scope, Scope::Machine(_)) {
+                self.hold.pass_over(&executable);
+            }
+        }
+    }
+
+    /// Is it known now what it is? `over`: it becomes nothing else any more.
+    fn look_at(&mut self, pid: Pid, over: bool) -> bool {
+        if !self.admits(pid) {
+            self.hold.let_alone(pid);
+            return true;
+        }
+        match self.hold.look(pid) {
+            Ok(Some(look)) => {
+                self.hold.watch(pid, look, None);
+                true
+            }
+            Ok(None) if !over => false,
+            // As above.
+            _ if !self.hold.is_there(pid) => false,
+            Ok(None) => {
+                if matches!(self.scope, Scope::Machine(_)) {
+                    self.hold.let_alone(pid);
+                }
+                true
+            }
+            Err(refusal) => {
+                self.refuse(pid, refusal);
+                self.hold.let_alone(pid);
+                true
+            }
+        }
+    }
+
     /// Is anything measured, or may it be yet?
     pub fn has_any(&self) -> bool {
-        self.hold.watched().next().is_some() || !self.loading.is_empty()
+        matches!(self.scope, Scope::Machine(_)) || self.hold.watched().next().is_some() || !self.loading.is_empty()
     }
 
     /// Lets go of all that is left: it runs on.
@@ -100,8 +309,4 @@ impl Follower {
             self.hold.left(pid);
         }
     }
-}
-
-fn is_there(pid: Pid) -> bool {
-    crate::target::maps::mappings(pid).is_ok_and(|mappings| !mappings.is_empty())
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::collector::Message;
 use super::given::{Library, launch_points, library_of};
-use super::image::{Birth, Death};
+use super::image::{Birth, Death, End};
 use super::modules::{self, Libraries, Modules};
 use super::recipe;
 use super::sources::Script;
@@ -28,22 +28,23 @@ use crate::python::verify;
 use crate::tally::{self, Segment, Segments};
 use crate::target::ProcessMemory;
 use crate::target::credentials::{self, Credentials};
+use crate::target::identity::Container;
 use crate::target::preload;
 use crate::target::source::Root;
 use crate::target::status;
-use crate::target::supervise::{AfterExec, Announcement, Watcher, exit_code};
+use crate::target::supervise::{AfterExec, Announcement, Watcher};
 
 /// A watched process.
-struct Held {
-    id: ProcessId,
-    command: Vec<String>,
-    links: Links,
+pub(super) struct Held {
+    pub(super) id: ProcessId,
+    pub(super) command: Vec<String>,
+    pub(super) links: Links,
     /// The allocators that are probed, or counted by the tally.
-    allocators: Vec<Arc<modules::Allocator>>,
-    interpreter: Interpreter,
-    layout: Layout,
+    pub(super) allocators: Vec<Arc<modules::Allocator>>,
+    pub(super) interpreter: Interpreter,
+    pub(super) layout: Layout,
     /// Where it counts its blocks itself.
-    tally: Option<Arc<Segment>>,
+    pub(super) tally: Option<Arc<Segment>>,
 }
 
 /// A Python that was found in a process.
@@ -59,16 +60,16 @@ pub(super) struct Look {
 
 /// The watcher of a run.
 pub struct Hold {
-    attacher: Arc<Attacher>,
-    mode: Mode,
+    pub(super) attacher: Arc<Attacher>,
+    pub(super) mode: Mode,
     /// Native functions are asked for.
     native: bool,
-    messages: UnboundedSender<Message>,
+    pub(super) messages: UnboundedSender<Message>,
     launch: Option<(File, Vec<ProbePoint>)>,
     help: Option<PathBuf>,
     library: Option<Library>,
-    watched: HashMap<Pid, Held>,
-    modules: Modules,
+    pub(super) watched: HashMap<Pid, Held>,
+    pub(super) modules: Modules,
     /// Where the launch help is told of the program's process, once.
     notice: Option<File>,
     credentials: Option<Arc<Credentials>>,
@@ -141,7 +142,7 @@ impl Hold {
     }
 
     /// Attaches everything the mode asks for to one process.
-    fn attach(&self, pid: Pid, libraries: &Libraries, tally: Option<&Segment>) -> Links {
+    pub(super) fn attach(&self, pid: Pid, libraries: &Libraries, tally: Option<&Segment>) -> Links {
         let number = pid.as_raw().unsigned_abs();
         let mut links = self.attach_allocators(pid, &libraries.allocators, tally.is_some());
         if let Some(loader) = libraries.loader.as_ref().filter(|_| self.mode.counts_blocks()) {
@@ -210,8 +211,9 @@ impl Hold {
     }
 
     /// Tells the collector of an image.
-    fn announce(&mut self, pid: Pid, parent: Pid, held: Held, forked_from: Option<ProcessId>) {
+    pub(super) fn announce(&mut self, pid: Pid, parent: Pid, held: Held, forked_from: Option<ProcessId>) {
         let root = Root::of(pid).ok();
+        let cgroup = status::cgroup(pid).ok();
         let credentials =
             if self.followed { credentials::of_process(pid).map(Arc::new) } else { self.credentials.clone() };
         // What runs already may have another file there by now, and a fork has its parent's.
@@ -221,7 +223,8 @@ impl Hold {
             pid,
             parent,
             command: held.command.clone(),
-            cgroup: status::cgroup(pid).ok(),
+            container: cgroup.as_deref().and_then(|path| Container::of(path, root.as_ref())),
+            cgroup,
             // What was compiled since then may be of files as they were then.
             started: if self.followed { status::started(pid).ok() } else { None }.unwrap_or_else(SystemTime::now),
             interpreter: held.interpreter.clone(),
@@ -250,7 +253,7 @@ impl Hold {
     }
 
     /// Ends an image.
-    fn end(&mut self, pid: Pid, exit: Option<i32>) {
+    fn end(&mut self, pid: Pid, exit: Option<std::process::ExitStatus>) {
         let Some(held) = self.watched.remove(&pid) else { return };
         if let Some(tally) = &held.tally {
             tally.end();
@@ -266,7 +269,9 @@ impl Hold {
         let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
         let death = Death {
             ended: SystemTime::now(),
-            status: exit,
+            end: exit.map_or_else(End::default, |exit| {
+                End::of(exit, last.is_some_and(|last| last.flags & abi::RM_VICTIM != 0))
+            }),
             rss_bytes: last.map_or(0, |last| bytes(crate::kernel::resident_bytes(&last))),
             peak_bytes: last.map_or(0, |last| bytes(last.resident_peak)),
             last_change: last.map(|last| (last.history_sequence, bytes(last.history_bytes))),
@@ -288,7 +293,10 @@ impl Hold {
                 layout
             }
             Err(error) => {
-                self.note(format!("process {pid}: {error}; the offsets known for its version are used"));
+                // One that nobody holds may have ended by now.
+                if !self.followed || self.is_there(pid) {
+                    self.note(format!("process {pid}: {error}; the offsets known for its version are used"));
+                }
                 interpreter.layout.clone()
             }
         }
@@ -370,36 +378,9 @@ impl Hold {
         own
     }
 
-    /// A fork that nobody holds is there, and counted, as `id`.
-    pub(super) fn forked_alone(&mut self, parent: ProcessId, child: Pid, id: ProcessId) {
-        let of_parent = self.watched.iter().find(|(_, held)| held.id == parent);
-        let Some((parent_pid, held)) = of_parent.map(|(pid, held)| (*pid, held)) else { return };
-        // A fork has its parent's command line; its own may be another's by now.
-        let (interpreter, layout, command) = (held.interpreter.clone(), held.layout.clone(), held.command.clone());
-        let libraries = self.modules.libraries(child).unwrap_or_default();
-        let links = self.attach(child, &libraries, None);
-        let allocators = libraries.allocators;
-        // It may have ended by now: what can be known without it is.
-        let held = Held { id, command, links, allocators, interpreter, layout, tally: None };
-        self.announce(child, parent_pid, held, Some(parent));
-    }
-
-    /// An image that nobody holds is no more.
-    pub(super) fn gone(&mut self, pid: Pid, status: Option<i32>, resident: (u64, u64)) {
-        let Some(held) = self.watched.remove(&pid) else { return };
-        let (rss_bytes, peak_bytes) = resident;
-        let death = Death { ended: SystemTime::now(), status, rss_bytes, peak_bytes, last_change: None };
-        let _ = self.messages.send(Message::Died(held.id, death));
-    }
-
     /// The processes that are measured now.
     pub(super) fn watched(&self) -> impl Iterator<Item = Pid> {
         self.watched.keys().copied()
-    }
-
-    /// Could this be a Python, or become one as it loads its libraries?
-    pub(super) fn may_be_python(&self, pid: Pid) -> bool {
-        self.modules.may_be_python(pid)
     }
 
     fn new_process(&mut self, pid: Pid) -> abi::rm_process {
@@ -463,7 +444,7 @@ impl Watcher for Hold {
 
     fn executed(&mut self, pid: Pid) -> AfterExec {
         self.end(pid, None);
-        if !self.modules.may_be_python(pid) {
+        if !self.modules.program(pid).is_ok_and(|program| program.may_be_python) {
             return AfterExec::Continue;
         }
         if self.mode == Mode::Objects && self.modules.executes_free_threaded(pid) {
@@ -500,7 +481,7 @@ impl Watcher for Hold {
     }
 
     fn exited(&mut self, pid: Pid, status: std::process::ExitStatus) {
-        self.end(pid, Some(exit_code(status)));
+        self.end(pid, Some(status));
     }
 
     fn left(&mut self, pid: Pid) {

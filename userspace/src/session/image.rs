@@ -1,10 +1,13 @@
 //! One process image as the collector knows it: its stacks, code objects, marks and mappings, growing as records come.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rmprof_probes::abi;
 
@@ -26,7 +29,9 @@ use crate::report::is_own_file;
 use crate::tally::Segment;
 use crate::target::ProcessMemory;
 use crate::target::credentials::Credentials;
+use crate::target::identity::Container;
 use crate::target::source::Root;
+use crate::target::supervise::exit_code;
 
 /// What the supervisor tells of a new image.
 #[derive(Debug)]
@@ -41,6 +46,8 @@ pub struct Birth {
     pub command: Vec<String>,
     /// Its control group.
     pub cgroup: Option<String>,
+    /// Its container.
+    pub container: Option<Container>,
     /// When it began.
     pub started: SystemTime,
     /// Its Python.
@@ -79,14 +86,65 @@ pub enum NativeNews {
 pub struct Death {
     /// When.
     pub ended: SystemTime,
-    /// Exit status, 128 + N for signal N; absent when the image was replaced by another (exec).
-    pub status: Option<i32>,
+    /// How.
+    pub end: End,
     /// Resident bytes at the last change.
     pub rss_bytes: u64,
     /// The highest.
     pub peak_bytes: u64,
     /// The last change of resident memory, as [`Event::Resident`](crate::kernel::event::Event::Resident) tells of those before.
     pub last_change: Option<(u64, u64)>,
+}
+
+/// How an image ended. All absent: it was replaced by another (exec), or let go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    /// Exit status, 128 + N for signal N.
+    pub status: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// The kernel had chosen to end it for want of memory.
+    pub victim: bool,
+}
+
+impl End {
+    /// Of a status of `wait`.
+    pub fn of(status: ExitStatus, victim: bool) -> Self {
+        let signal = status.signal();
+        Self { status: Some(exit_code(status)), signal, victim: victim && signal == Some(libc::SIGKILL) }
+    }
+
+    /// After the words "process N"; `None` where it ended by itself, or lives on.
+    pub fn words(&self) -> Option<String> {
+        let signal = self.signal?;
+        let name = Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string());
+        Some(match signal {
+            libc::SIGKILL if self.victim => "was killed by the kernel for want of memory".into(),
+            libc::SIGKILL => format!("was killed ({name})"),
+            _ if self.is_abnormal() => format!("crashed ({name})"),
+            _ => format!("was ended by {name}"),
+        })
+    }
+
+    /// Killed, or crashed: nobody asked it to end.
+    pub fn is_abnormal(&self) -> bool {
+        // Those whose default is to dump core, but for Ctrl-\ (signal(7)), and the one that nothing withstands.
+        self.signal.is_some_and(|signal| {
+            [
+                libc::SIGKILL,
+                libc::SIGSEGV,
+                libc::SIGBUS,
+                libc::SIGABRT,
+                libc::SIGILL,
+                libc::SIGFPE,
+                libc::SIGSYS,
+                libc::SIGTRAP,
+                libc::SIGXCPU,
+                libc::SIGXFSZ,
+            ]
+            .contains(&signal)
+        })
+    }
 }
 
 /// A function: code objects that are alike in everything a reader sees. What is compiled anew from the same text is the same

@@ -3,17 +3,21 @@
 //! Two threads: the supervisor (holds processes, attaches) and this one (drains, resolves, prints). They share the
 //! [`Attacher`](crate::kernel::Attacher) and one channel.
 
+mod alone;
 mod assemble;
 pub mod attach;
+mod beat;
 mod checked;
 mod collector;
 mod command_text;
+mod filter;
 mod follow;
 mod given;
 mod hold;
 mod image;
 mod limits;
 mod modules;
+mod outlet;
 mod pieces;
 mod progress;
 mod recipe;
@@ -21,23 +25,22 @@ mod sources;
 mod tallied;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use assemble::Whose;
+use beat::{Beat, Beats};
 use checked::Checked;
 use collector::{Collector, Message};
 use hold::Hold;
-use progress::Progress;
+use outlet::Outlet;
 
-use crate::kernel::{Drain, Kernel, LoadError, Mode, Totals, Wanted};
+use crate::kernel::{Drain, Follow, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
-use crate::plan::{ReportPlan, RunPlan};
+use crate::plan::RunPlan;
 use crate::target::credentials::{self, Credentials, CredentialsError};
 use crate::target::signals::Signals;
 use crate::target::spawn::{Command, SpawnError};
@@ -45,9 +48,6 @@ use crate::target::{Pid, supervise};
 
 /// What makes CPython ask the C allocator for every object (Objects/obmalloc.c, _PyMem_SetupAllocators).
 const MALLOC_FOR_OBJECTS: &str = "PYTHONMALLOC=malloc";
-
-/// How long records may wait in the ring buffer.
-const DRAIN_EVERY: Duration = Duration::from_millis(100);
 
 /// Why a run could not be done. The program's own failure is none.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +140,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     check_rights()?;
     let credentials = credentials::of_caller(plan.as_root)?;
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
-    let output = open_output(&plan.report, credentials.as_ref())?;
+    let outlet = Outlet::open(&plan.report, credentials.clone())?;
     let shim = match Shim::create() {
         Ok(shim) => Some(limits::with_debugger(shim, plan.debugger)),
         Err(error) => {
@@ -149,7 +149,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(false) };
+    let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(Follow::Nobody) };
     let (kernel, attacher, drain) = Kernel::load(wanted, plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -191,10 +191,10 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     if shim.is_some() {
         tell_of_marks(&collector.without_marks);
     }
-    let Collector { images, settled, .. } = collector;
-    let report = assemble::assemble(images, settled, &totals, &plan.report, kernel_release());
+    let Collector { mut images, settled, .. } = collector;
+    let report = assemble::assemble(&mut images, &settled, &mut totals, &plan.report, Whose::Everybody);
     drop(shim);
-    let written = print(&plan.report, output, &report);
+    let written = outlet.last(&report);
     drop(signals);
     drop(kernel);
     written?;
@@ -247,12 +247,8 @@ fn gather(
 ) -> io::Result<Totals> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // SAFETY: the descriptor is owned by what is registered, and open for as long.
-        let ring = unsafe { AsyncFd::register(drain.descriptor()?) }?;
-        let mut clock = tokio::time::interval(DRAIN_EVERY);
-        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         // The debugger has the terminal to itself.
-        let mut progress = plan.debugger.is_none().then(Progress::new);
+        let mut beats = Beats::new(drain, plan.debugger.is_none())?;
         loop {
             let mut due = false;
             tokio::select! {
@@ -263,15 +259,10 @@ fn gather(
                     }
                     None => break,
                 },
-                _ = clock.tick() => {
-                    due = true;
-                    if let Some(progress) = &mut progress {
-                        progress.tick(&collector.images, attacher);
-                    }
-                }
-                ready = ring.readable() => ready?.clear_ready(),
+                beat = beats.next() => due = beat? == Beat::Due,
             }
             if due {
+                beats.tell(&collector.images, attacher);
                 collector.begin_look();
             }
             collector.record(drain.take()?);
@@ -301,39 +292,4 @@ fn tell_of_marks(without: &[Pid]) {
         "{who}: marks (@profile) are not available, {whose} did not load our start-up module (-I, -E, -S or an environment of its \
          own); the whole program was profiled"
     ));
-}
-
-/// Opens the report's file before the program runs, with the rights of the person who asked, so that nothing is measured in vain.
-fn open_output(plan: &ReportPlan, credentials: Option<&Credentials>) -> Result<Option<File>, RunError> {
-    let Some(path) = &plan.output else { return Ok(None) };
-    let open = || std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let opened = match credentials {
-        Some(credentials) => credentials.open_files_as(open),
-        None => open(),
-    };
-    opened.map(Some).map_err(|error| RunError::Output { path: path.display().to_string(), error })
-}
-
-fn print(plan: &ReportPlan, output: Option<File>, report: &crate::report::Report) -> Result<(), RunError> {
-    let failed = |error: io::Error| RunError::Output {
-        path: plan.output.as_ref().map_or_else(|| "standard output".into(), |path| path.display().to_string()),
-        error,
-    };
-    let mut text = Vec::new();
-    crate::report::write(report, plan.format, &plan.options, &mut text).map_err(failed)?;
-    match output {
-        Some(mut file) => {
-            if file.metadata().is_ok_and(|about| about.is_file()) {
-                file.set_len(0).map_err(failed)?;
-            }
-            file.write_all(&text).map_err(failed)
-        }
-        None => {
-            let mut out = io::stdout().lock();
-            match out.write_all(&text).and_then(|()| out.flush()) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()), // the reader has seen enough
-                other => other.map_err(failed),
-            }
-        }
-    }
 }

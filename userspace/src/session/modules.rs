@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,6 +33,10 @@ const LOADED: &str = "_dl_debug_state";
 const LOADERS: &[&str] = &["ld-linux", "ld-2.", "ld.so", "ld64.so"];
 /// Symbols that musl has and no other C library: of its loader, and of its threads, which a static program has too.
 const MUSL: [&str; 2] = ["_dl_debug_addr", "__pthread_tsd_main"];
+/// Files that are remembered, each by an open descriptor.
+const MOST_FILES: usize = 2048;
+/// Programs whose kind is remembered.
+const MOST_PROGRAMS: usize = 4096;
 /// Longest function that is decoded for a probe site.
 const LONGEST_FUNCTION: u64 = 64 << 10;
 
@@ -81,6 +86,15 @@ struct Known {
 #[derive(Default)]
 pub struct Modules {
     files: HashMap<((u32, u32), u64), Known>,
+    /// By file system, inode, size and time of the last change: may it be a Python?
+    programs: HashMap<(u64, u64, u64, i64, i64), bool>,
+}
+
+/// The program of a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Could it be a Python, or load one before it begins?
+    pub may_be_python: bool,
 }
 
 /// What of a process's files is to be probed.
@@ -151,19 +165,35 @@ impl SymbolSource for ElfFile {
 }
 
 impl Modules {
-    /// Could the image that was just executed be a Python, or load one before it begins? A shell or `env` costs one look at its
-    /// symbols and is then left alone.
-    pub fn may_be_python(&self, pid: Pid) -> bool {
-        let path = maps::executable_path(pid).unwrap_or_default();
-        let is_loader = |name: &str| is_loader(name) || name.starts_with("ld-musl") || name == "libc.so";
-        if path.file_name().is_some_and(|name| is_loader(&name.to_string_lossy())) {
-            return true;
+    /// The program that a process executes. A shell or `env` costs one look at its symbols and is then left alone.
+    ///
+    /// # Errors
+    /// When it cannot be opened: the process may have ended.
+    pub fn program(&mut self, pid: Pid) -> io::Result<Program> {
+        let file = maps::open_executable(pid)?;
+        let about = file.metadata()?;
+        let name = maps::executable_path(pid)?;
+        let key = (about.dev(), about.ino(), about.len(), about.ctime(), about.ctime_nsec());
+        if let Some(may_be_python) = self.programs.get(&key) {
+            return Ok(Program { may_be_python: *may_be_python });
         }
-        let Some(elf) = maps::open_executable(pid).ok().and_then(|file| ElfFile::parse(file).ok()) else {
-            return false;
+        let loads = |name: &str| is_loader(name) || name.starts_with("ld-musl") || name == "libc.so";
+        let is_loader = name.file_name().is_some_and(|name| loads(&name.to_string_lossy()));
+        let may_be_python = is_loader || ElfFile::parse(file).is_ok_and(|elf| may_be_python(&elf));
+        if self.programs.len() >= MOST_PROGRAMS {
+            self.programs.clear();
+        }
+        self.programs.insert(key, may_be_python);
+        Ok(Program { may_be_python })
+    }
+
+    /// Could a process that has been running for a while be a Python? As its program, or by a library that it has loaded since.
+    pub fn runs_python(&mut self, pid: Pid) -> bool {
+        let has_library = || {
+            maps::find_file(&maps::mappings(pid).unwrap_or_default(), |name| is_python_library(&name.to_string_lossy()))
+                .is_some()
         };
-        elf.symbol(EVAL).is_some()
-            || elf.needed().iter().any(|name| name.starts_with("libpython") || name.starts_with("libpypy"))
+        self.program(pid).is_ok_and(|program| program.may_be_python) || has_library()
     }
 
     /// Is what was just executed a Python without the GIL? By what only such a one exports (Include/cpython/object.h), or by the name of
@@ -187,6 +217,9 @@ impl Modules {
     /// When its list of mappings cannot be read.
     pub fn of(&mut self, pid: Pid) -> io::Result<Mapped<'_>> {
         let mappings = maps::mappings(pid)?;
+        if self.files.len() >= MOST_FILES {
+            self.files.clear();
+        }
         let code: Vec<&Mapping> =
             mappings.iter().filter(|mapping| mapping.is_file() && mapping.permissions.execute).collect();
         let loader_range = code
@@ -331,6 +364,15 @@ fn start_offset(libc: &ElfFile) -> Option<u32> {
     let offset = libc.bytes_at(told.address + 8, 4)?;
     let offset = u32::from_le_bytes(offset.try_into().ok()?);
     (offset < LARGEST && offset.is_multiple_of(8)).then_some(offset)
+}
+
+/// Could a program be a Python, or load one before it begins?
+fn may_be_python(elf: &ElfFile) -> bool {
+    elf.symbol(EVAL).is_some() || elf.needed().iter().any(|name| is_python_library(name))
+}
+
+fn is_python_library(name: &str) -> bool {
+    name.starts_with("libpython") || name.starts_with("libpypy")
 }
 
 fn is_loader(name: &str) -> bool {

@@ -24,6 +24,7 @@ fn a_whole_report() {
         mem_usage_bytes: Some(4096),
         increment_bytes: 6,
         self_bytes: 5,
+        growth_bytes: 5,
         line: 2,
         approximate: true,
         native: Vec::new(),

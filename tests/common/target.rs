@@ -1,0 +1,125 @@
+//! Programs that run already, bare, and what a session of ours has of them.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use super::{Python, Script, Started};
+
+/// A program under way: it says `ready`, and then does a step for each line it is sent.
+pub struct Target {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    pid: String,
+}
+
+impl Target {
+    /// Starts it, and waits until it is ready.
+    pub fn start(python: &Python, program: &Script) -> Self {
+        Self::of(Command::new(&python.path).arg(&program.path))
+    }
+
+    /// The same of any command.
+    pub fn of(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let pid = child.id().to_string();
+        let mut target = Self { child, output, pid };
+        assert_eq!(target.line(), "ready");
+        target
+    }
+
+    /// The same of a command that starts the program as its only child's only child (and so on).
+    pub fn below(command: &mut Command) -> Self {
+        let mut target = Self::of(command);
+        let children =
+            |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        while let Some(child) = children(&target.pid).split_whitespace().next() {
+            target.pid = child.to_owned();
+        }
+        target
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> String {
+        self.pid.clone()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Has it do a step, and waits until it has.
+    pub fn step(&mut self, what: impl AsRef<OsStr>) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{}", what.as_ref().to_str().unwrap()).unwrap();
+        self.line()
+    }
+
+    /// Its standard input ends, and so does it.
+    pub fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Waits until it has been killed.
+    pub fn killed(mut self) {
+        assert!(!self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A map of the kernel's, by its number.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelMap(u32);
+
+impl KernelMap {
+    /// Is it there? It is as long as anybody has it, or a probe that uses it is attached.
+    pub fn is_there(self) -> bool {
+        MapHandle::from_map_id(self.0).is_ok()
+    }
+
+    /// As many as it has entries.
+    pub fn count(self) -> usize {
+        MapHandle::from_map_id(self.0).map_or(0, |map| map.keys().count())
+    }
+}
+
+impl Started {
+    /// Maps of the session, by the kernel's numbers.
+    pub fn maps(&self) -> Vec<KernelMap> {
+        let directory = format!("/proc/{}/fdinfo", self.pid());
+        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts
+            .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok()))
+            .map(KernelMap)
+            .collect()
+    }
+
+    /// The map of this name.
+    pub fn map(&self, name: &str) -> Option<KernelMap> {
+        let is_it = |map: &KernelMap| MapHandle::from_map_id(map.0).is_ok_and(|map| map.name() == name);
+        self.maps().into_iter().find(is_it)
+    }
+}
+
+/// Is the target measured in this session? Nothing of the target tells, so the kernel is asked: a process's entry in our map.
+pub fn watches(session: &Started, target: &Target) -> bool {
+    /// Of rm_process.flags: blocks or pages are counted.
+    const COUNTED: u8 = 3;
+    let pid: u32 = target.pid().parse().unwrap();
+    let entry = session
+        .map("processes")
+        .and_then(|map| MapHandle::from_map_id(map.0).ok()?.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok().flatten());
+    entry.is_some_and(|process| process[4] & COUNTED != 0)
+}

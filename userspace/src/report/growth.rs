@@ -1,0 +1,129 @@
+//! The ranking: which lines of which processes grew most, and how much each command and control group did.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use super::columns::mib;
+use super::model::{Container, Function, ProcessReport};
+use super::{Options, escape, merge, shell_words};
+
+/// Characters of a command line in a row.
+const COMMAND_LIMIT: usize = 60;
+
+/// A line that grew.
+pub(super) struct Growth<'r> {
+    pub process: &'r ProcessReport,
+    pub function: &'r Function,
+    pub line: u32,
+    pub bytes: i64,
+}
+
+/// Processes that have something in common.
+pub(super) struct Group<K> {
+    pub what: K,
+    pub processes: u64,
+    pub net_bytes: i64,
+}
+
+/// What the ranking says.
+pub(super) struct Ranking<'r> {
+    pub lines: Vec<Growth<'r>>,
+    pub commands: Vec<Group<String>>,
+    pub groups: Vec<Group<(&'r str, Option<&'r Container>)>>,
+}
+
+/// The `top` lines that grew most, most bytes first, and as many commands and control groups.
+pub(super) fn ranking<'r>(processes: &'r [ProcessReport], top: usize) -> Ranking<'r> {
+    let mut lines: Vec<Growth<'r>> = processes.iter().flat_map(of_process).collect();
+    lines.sort_by(|one, other| {
+        let place = |growth: &Growth<'r>| (growth.process.pid, &growth.function.filename, growth.line);
+        other.bytes.cmp(&one.bytes).then_with(|| place(one).cmp(&place(other)))
+    });
+    lines.truncate(top);
+    let commands = groups(processes, top, |process| Some(merge::command_key(&process.command)));
+    let groups = groups(processes, top, |process| Some((process.cgroup.as_deref()?, process.container.as_ref())));
+    Ranking { lines, commands, groups }
+}
+
+fn of_process(process: &ProcessReport) -> impl Iterator<Item = Growth<'_>> {
+    process.functions.iter().flat_map(move |function| {
+        let grown = function.lines.iter().filter(|line| line.growth_bytes > 0);
+        grown.map(move |line| Growth { process, function, line: line.line, bytes: line.growth_bytes })
+    })
+}
+
+fn groups<'r, K: Ord + Clone>(
+    processes: &'r [ProcessReport],
+    top: usize,
+    of: impl Fn(&'r ProcessReport) -> Option<K>,
+) -> Vec<Group<K>> {
+    let mut sums: BTreeMap<K, (u64, i64)> = BTreeMap::new();
+    for process in processes {
+        let Some(what) = of(process) else { continue };
+        let sum = sums.entry(what).or_default();
+        sum.0 = sum.0.saturating_add(process.merged.unwrap_or(1));
+        sum.1 = sum.1.saturating_add(process.net_bytes);
+    }
+    let mut found: Vec<Group<K>> =
+        sums.into_iter().map(|(what, (processes, net_bytes))| Group { what, processes, net_bytes }).collect();
+    found.sort_by_key(|group| std::cmp::Reverse(group.net_bytes));
+    found.truncate(top);
+    found
+}
+
+/// Writes it for people.
+pub(super) fn write(ranking: &Ranking<'_>, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let size = |bytes: i64| mib(bytes.into(), options.precision);
+    if !ranking.lines.is_empty() {
+        write_header("Growth", "Line", out)?;
+        for growth in &ranking.lines {
+            let Growth { process, function, line, bytes } = growth;
+            let (file, name) = (escape(&function.filename), escape(&function.qualified_name));
+            writeln!(out, "{:>14}   {file}:{line} {name}, {}", size(*bytes), whose(process))?;
+        }
+        write!(out, "\n\n")?;
+    }
+    if ranking.commands.len() > 1 {
+        write_header("Net", "Command", out)?;
+        for group in &ranking.commands {
+            writeln!(out, "{:>14}   {}: {}", size(group.net_bytes), counted(group.processes), escape(&group.what))?;
+        }
+        write!(out, "\n\n")?;
+    }
+    if ranking.groups.len() > 1 {
+        write_header("Net", "Control group", out)?;
+        for Group { what: (path, container), processes, net_bytes } in &ranking.groups {
+            let container = container.map(|container| format!(", {}", of_container(container))).unwrap_or_default();
+            writeln!(out, "{:>14}   {}: {}{container}", size(*net_bytes), counted(*processes), escape(path))?;
+        }
+        write!(out, "\n\n")?;
+    }
+    Ok(())
+}
+
+fn write_header(size: &str, what: &str, out: &mut dyn Write) -> io::Result<()> {
+    let header = format!("{size:>14}   {what}");
+    writeln!(out, "{header}\n{}", "=".repeat(header.len().max(40)))
+}
+
+fn counted(processes: u64) -> String {
+    if processes == 1 { "1 process".into() } else { format!("{processes} processes") }
+}
+
+fn whose(process: &ProcessReport) -> String {
+    let container = process.container.as_ref().map(|container| format!(", {}", of_container(container)));
+    let command = shell_words(&process.command, COMMAND_LIMIT);
+    let who = match process.merged {
+        Some(count) => format!("{} of {}", counted(count), escape(&merge::command_key(&process.command))),
+        None => format!("process {} ({command})", process.pid),
+    };
+    format!("{who}{}", container.unwrap_or_default())
+}
+
+/// A container in few words.
+pub(super) fn of_container(container: &Container) -> String {
+    let Container { id, pod, pod_uid } = container;
+    let pod = pod.as_ref().or(pod_uid.as_ref()).map(|pod| format!("pod {}", escape(pod)));
+    let id = id.as_ref().map(|id| format!("container {}", escape(id.get(..12).unwrap_or(id))));
+    pod.into_iter().chain(id).collect::<Vec<_>>().join(", ")
+}
