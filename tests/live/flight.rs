@@ -89,7 +89,8 @@ impl Limited {
             ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
         ] {
             let group = Path::new(parent).join(&name);
-            if std::fs::create_dir(&group).is_err() {
+            // With version 1 the first is a plain directory that holds the hierarchies.
+            if !Path::new(parent).join("cgroup.procs").exists() || std::fs::create_dir(&group).is_err() {
                 continue;
             }
             let group = Self(group);

@@ -41,6 +41,19 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
     fold(counts, &stacks, resolve, |_| true)
 }
 
+/// What a line that is shown called in functions that are not is its growth too.
+#[test]
+fn growth_is_on_the_innermost_line_that_is_shown() {
+    let stacks = HashMap::from([
+        (StackId(1), Stack { status: StackStatus::Complete, frames: vec![frame(2, 7), frame(1, 3), frame(1, 2)] }),
+        (StackId(2), Stack { status: StackStatus::Complete, frames: vec![frame(2, 7)] }),
+    ]);
+    let sites = [(StackId(1), grew(10)), (StackId(2), grew(5))];
+    let folded = fold(sites, &stacks, resolve, |function| function == 1);
+    let growth = |position| folded.lines.get(&position).map_or(0, |totals| totals.shown_net);
+    assert_eq!((growth(at(1, 3)), growth(at(1, 2)), growth(at(2, 7))), (10, 0, 5));
+}
+
 fn fold_one(frames: Vec<Frame>, counts: SiteCounts) -> Folded {
     fold_all(vec![(StackStatus::Complete, frames, counts)])
 }
@@ -59,7 +72,7 @@ fn callees_count_on_the_lines_that_called() {
         ..LineTotals::default()
     };
     assert_eq!(folded.lines[&at(1, 3)], both);
-    assert_eq!(folded.lines[&at(2, 7)], LineTotals { self_net: 70, ..both });
+    assert_eq!(folded.lines[&at(2, 7)], LineTotals { self_net: 70, shown_net: 70, ..both });
     assert!(folded.other.is_empty());
     assert_eq!(folded.moved_bytes(), BTreeMap::from([(1, 130), (2, 130)]));
 }
