@@ -1,4 +1,4 @@
-# Prints, for every code object of many files of the standard library (argument: how many at most, evenly spread): first line, table, and the interpreter's own answer
+# Prints, for every code object of many files of the standard library: first line, table, and the interpreter's own answer
 # for every instruction (PyCode_Addr2Line; -1: no line), as runs "offset:line" and the length; then the lines that dis knows.
 import ctypes
 import dis
@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import types
 
-FILES = int(sys.argv[1])
+FILES = 330
 addr2line = ctypes.pythonapi.PyCode_Addr2Line
 addr2line.argtypes = [ctypes.py_object, ctypes.c_int]
 addr2line.restype = ctypes.c_int
@@ -20,10 +20,9 @@ def files():
         for name in sorted(names):
             path = os.path.join(folder, name)
             # Debian's sitecustomize.py is a link, which may lead nowhere.
-            if name.endswith(".py") and os.path.isfile(path):
+            if name.endswith(".py") and os.path.isfile(path) and os.path.getsize(path) < 60000:
                 found.append(path)
-    step = max(1.0, len(found) / FILES)
-    return [found[int(at * step)] for at in range(min(FILES, len(found)))]
+    return found
 
 
 def codes(code):
@@ -57,6 +56,8 @@ def show(code):
 
 count = 0
 for path in files():
+    if count == FILES:
+        break
     try:
         with open(path, "rb") as source:
             module = compile(source.read(), path, "exec", dont_inherit=True)
