@@ -41,12 +41,16 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
     fold(counts, &stacks, resolve, |_| true)
 }
 
+fn complete(frames: Vec<Frame>) -> Stack {
+    Stack { status: StackStatus::Complete, frames, approximate: false, origin: Origin::default() }
+}
+
 /// What a line that is shown called in functions that are not is its growth too.
 #[test]
 fn growth_is_on_the_innermost_line_that_is_shown() {
     let stacks = HashMap::from([
-        (StackId(1), Stack { status: StackStatus::Complete, frames: vec![frame(2, 7), frame(1, 3), frame(1, 2)] }),
-        (StackId(2), Stack { status: StackStatus::Complete, frames: vec![frame(2, 7)] }),
+        (StackId(1), complete(vec![frame(2, 7), frame(1, 3), frame(1, 2)])),
+        (StackId(2), complete(vec![frame(2, 7)])),
     ]);
     let sites = [(StackId(1), grew(10)), (StackId(2), grew(5))];
     let folded = fold(sites, &stacks, resolve, |function| function == 1);
