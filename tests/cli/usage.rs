@@ -72,7 +72,7 @@ fn an_unknown_column() {
 
     ----- stderr -----
     error: no column is called 'occurences'
-    hint: the columns are mem-usage, increment, occurrences, allocated, freed, allocations, frees, peak, live; '+occurrences' adds one to the default
+    hint: the columns are mem-usage, increment, occurrences, allocated, freed, allocations, frees, peak, live, native; '+occurrences' adds one to the default
     ");
 }
 
