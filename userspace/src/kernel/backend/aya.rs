@@ -84,6 +84,7 @@ fn data(map: &AyaMap) -> Option<&MapData> {
         AyaMap::Array(data)
         | AyaMap::PerCpuArray(data)
         | AyaMap::HashMap(data)
+        | AyaMap::LruHashMap(data)
         | AyaMap::RingBuf(data)
         | AyaMap::Unsupported(data) => Some(data),
         _ => None,
