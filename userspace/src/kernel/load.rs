@@ -210,6 +210,9 @@ fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     if !what.native {
         // The least that a ring buffer may have.
         entries.push(("natives", u32::try_from(crate::target::page_bytes()).unwrap_or(1 << 16)));
+    } else if what.mode == Mode::Objects {
+        // The start of an interpreter asks for objects from ten thousand places within a quarter of a second.
+        entries.push(("natives", 1 << 26));
     }
     loader.load(&Settings {
         wanted: &|name| wanted(name, what, rung),

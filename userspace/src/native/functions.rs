@@ -15,7 +15,7 @@ use crate::target::Pid;
 /// How many frames are looked at for a name.
 const MOST_FRAMES: usize = 48;
 /// Copies of stacks that wait for their files; the functions of further ones stay unknown.
-const MOST_WAITING: usize = 4096;
+const MOST_WAITING: usize = 1 << 14;
 /// Files of a process are looked for again no sooner than this.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -84,14 +84,12 @@ impl Natives {
 
     /// What the image maps, or mapped at its end: what waits is looked for there. Without, in the process, while it is there.
     pub fn settle(&mut self, code: Option<Vec<CodeMapping>>, files: &mut Files, process: Option<Pid>) {
-        if self.waiting.is_empty() && (code.is_none() || !self.modules.is_empty()) {
-            return;
-        }
         match code {
             Some(code) => {
                 let modules = files.of(code);
                 self.set_modules(modules);
             }
+            None if self.waiting.is_empty() => return,
             None => self.look(files, process),
         }
         for waiting in std::mem::take(&mut self.waiting) {

@@ -252,7 +252,10 @@ fn gather(
         loop {
             let mut due = false;
             tokio::select! {
+                biased; // of an end before what is on the way
                 message = messages.recv() => match message {
+                    // Its process is about to end: what is on the way can be named by this alone, and be too much to be kept.
+                    Some(message @ Message::Code(..)) => collector.hear(message),
                     Some(message) => {
                         collector.record(drain.take()?);
                         collector.hear(message);
