@@ -78,8 +78,8 @@ fn root_the_growing_line_of_a_running_process() {
         assert_eq!(process.number("exit_status"), 0);
         let what = python.path.display();
         // Only what came after: 10 MB were there before.
-        near(process.line("handle", program.line("# grows")).increment(), 20_000_000, 64 << 10);
-        near(process.line("background", program.line("# in a thread")).increment(), 20_000_000, 64 << 10);
+        near(process.line("handle", program.line("# grows")).increment(), 20_000_000, 128 << 10);
+        near(process.line("background", program.line("# in a thread")).increment(), 20_000_000, 128 << 10);
         let first = &process.0["functions"][0]["name"];
         assert!(["<module>", "serve", "handle", "background"].iter().any(|name| first == name), "{first} of {what}");
     }
@@ -149,7 +149,7 @@ fn root_it_lets_go_when_told_to_and_when_killed() {
         let ran = started.end();
         if signal != Signal::SIGKILL {
             let report = complete(&ran.expect(0).quiet());
-            near(report.only().line("handle", program.line("# grows")).increment(), 10_000_000, 64 << 10);
+            near(report.only().line("handle", program.line("# grows")).increment(), 10_000_000, 128 << 10);
             assert!(report.only().0.get("exit_status").is_none(), "it runs on");
         }
         eventually("nothing is attached", || !maps.iter().any(|map| map.is_there()));

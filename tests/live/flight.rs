@@ -53,7 +53,7 @@ fn root_of_two_the_one_that_is_killed_has_its_report_at_once() {
         assert_eq!(at_once.0["snapshot"]["cause"], "death");
         for process in [at_once.only(), ran.report().process(pid.as_raw().into())] {
             assert_eq!(process.0["ended_by"], words);
-            near(process.line("grow", program.line("# grows")).increment(), 20_000_000, 64 << 10);
+            near(process.line("grow", program.line("# grows")).increment(), 20_000_000, 128 << 10);
         }
         assert!(ran.report().process(number(&other).as_raw().into()).0["ended_by"].is_null());
     }

@@ -79,7 +79,7 @@ fn root_on_standard_output_each_report_is_a_line() {
     let numbers: Vec<Option<u64>> = reports.iter().map(|report| report.0["snapshot"]["number"].as_u64()).collect();
     let expected: Vec<Option<u64>> = (1..).take(numbers.len() - 1).map(Some).chain([None]).collect();
     assert_eq!(numbers, expected);
-    near(reports.last().unwrap().only().line("handle", program.line("# grows")).increment(), 10_000_000, 64 << 10);
+    near(reports.last().unwrap().only().line("handle", program.line("# grows")).increment(), 10_000_000, 128 << 10);
 }
 
 #[test]

@@ -22,6 +22,8 @@ use crate::target::maps::{self, Mapping};
 const LONGEST_TABLE: u64 = 64 << 20;
 /// The longest file whose symbols are read.
 const LONGEST_FILE: u64 = 1 << 30;
+/// How far a symbol without a size may reach: of code in assembler, not of all that comes after it.
+const LONGEST_UNSIZED: usize = 4096;
 /// The longest name that is believed.
 const LONGEST_NAME: usize = 512;
 
@@ -139,7 +141,7 @@ impl Files {
         let copy = file.copy.get_or_init(|| copy_of(&file.file).ok()).as_ref()?;
         let source = Source::Elf(Elf::new(format!("/proc/self/fd/{}", copy.as_raw_fd())));
         match self.symbolizer.symbolize_single(&source, Input::VirtOffset(inside)).ok()? {
-            Symbolized::Sym(symbol) if symbol.size.is_none_or(|size| symbol.offset < size) => {
+            Symbolized::Sym(symbol) if symbol.offset < symbol.size.unwrap_or(LONGEST_UNSIZED) => {
                 Some(symbol.name.chars().take(LONGEST_NAME).collect())
             }
             _ => None,
