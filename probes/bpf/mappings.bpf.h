@@ -26,8 +26,10 @@ static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
  * mimalloc, the allocator of free-threaded Pythons, reserves a gibibyte at a time. Its granules come into the map as they are touched:
  * until then the range alone is known. Threads reserve side by side: a place is taken by its start.
  */
-static __always_inline bool add_reserved(struct rm_process *process, __u64 start, __u64 end)
+__noinline int add_reserved(struct rm_process *process, __u64 start, __u64 end)
 {
+	if (!process)
+		return false;
 	for (__u32 i = 0; i < RM_RESERVED; i++) {
 		struct rm_range *range = &process->reserved[i];
 
@@ -41,10 +43,12 @@ static __always_inline bool add_reserved(struct rm_process *process, __u64 start
 }
 
 /* The bits of a granule that are in reserved ranges. */
-static __always_inline __u64 reserved_bits(const struct rm_process *process, __u64 granule)
+__noinline __u64 reserved_bits(const struct rm_process *process, __u64 granule)
 {
 	__u64 bits = 0;
 
+	if (!process)
+		return 0;
 	for (__u32 i = 0; i < RM_RESERVED; i++) {
 		if (process->reserved[i].start)
 			bits |= granule_bits(granule, process->reserved[i].start, process->reserved[i].end);
@@ -53,10 +57,12 @@ static __always_inline __u64 reserved_bits(const struct rm_process *process, __u
 }
 
 /* Addresses are given back. Returns whether some were of a reserved range. */
-static __always_inline bool trim_reserved(struct rm_process *process, __u64 start, __u64 end)
+__noinline int trim_reserved(struct rm_process *process, __u64 start, __u64 end)
 {
 	bool ours = false;
 
+	if (!process)
+		return false;
 	for (__u32 i = 0; i < RM_RESERVED; i++) {
 		struct rm_range *range = &process->reserved[i];
 		__u64 range_end = range->end;
@@ -220,14 +226,41 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 }
 
 /*
+ * Comparisons without a branch, 0 or 1: in a loop over words each branch would double what the verifier follows (loading took 200 ms).
+ * What differs by 2^63 or more, which no two addresses of a program do, is taken for the other way round.
+ */
+static __always_inline __u64 is_below(__u64 left, __u64 right)
+{
+	__u64 difference = left - right;
+
+	barrier_var(difference);
+	return difference >> 63;
+}
+
+static __always_inline __u64 is_same(__u64 left, __u64 right)
+{
+	__u64 difference = left ^ right;
+
+	barrier_var(difference);
+	difference |= -difference;
+	barrier_var(difference);
+	return difference >> 63 ^ 1;
+}
+
+static __always_inline __u64 is_text(const struct rm_process *process, __u64 address)
+{
+	return (is_below(address, process->text_start) ^ 1) & is_below(address, process->text_end);
+}
+
+/*
  * Is this mmap pymalloc asking for an arena? Learns the caller at the first one: what is above the stack pointer and may be a return
  * address in the interpreter. Between it and the system call may be an mmap of the allocator's (tcmalloc's), with old words in its
  * frame: what is not there again at the next arena is none.
  */
 static __always_inline bool is_arena_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[RM_CALLER_WORDS] = {};
-	bool first = !process->arena_caller, found = false;
+	__u64 words[RM_CALLER_WORDS] = {}, learn, found = 0, repeated = 0;
+	bool first = !process->arena_caller;
 
 	if (arguments[0] || arguments[2] != RM_PROT_READ_WRITE || arguments[3] != RM_MAP_PRIVATE_ANONYMOUS)
 		return false;
@@ -235,32 +268,34 @@ static __always_inline bool is_arena_call(struct rm_process *process, __u64 stac
 		return false;
 	if (bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
 		return false;
+	learn = first ? ~0ull : 0;
+	barrier_var(learn);
 	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
-		if (first)
-			process->arena_callers[i] = words[i] >= process->text_start && words[i] < process->text_end ? words[i] : 0;
-		found |= process->arena_callers[i] && process->arena_callers[i] == words[i];
+		__u64 known = (process->arena_callers[i] & ~learn) | (words[i] & -is_text(process, words[i]) & learn);
+		__u64 again = is_same(known, words[i]) & (is_same(known, 0) ^ 1);
+
+		found |= again;
+		repeated |= again << i;
+		process->arena_callers[i] = known;
 	}
 	if (!found)
 		return false;
 	process->arena_caller = 1;
 	for (__u32 i = 0; i < RM_CALLER_WORDS; i++)
-		if (process->arena_callers[i] != words[i])
-			process->arena_callers[i] = 0;
+		process->arena_callers[i] &= -(repeated >> i & 1);
 	return true;
 }
 
 /* Is this mmap mimalloc reserving address space, to be used page by page? Its flags are nobody else's of the interpreter. */
 static __always_inline bool is_reserve_call(const struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[RM_CALLER_WORDS] = {};
+	__u64 words[RM_CALLER_WORDS] = {}, found = 0;
 
 	if (arguments[3] != process->layout.reserve_flags || bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
 		return false;
-	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
-		if (words[i] >= process->text_start && words[i] < process->text_end)
-			return true;
-	}
-	return false;
+	for (__u32 i = 0; i < RM_CALLER_WORDS; i++)
+		found |= is_text(process, words[i]);
+	return found;
 }
 
 static __always_inline struct thread *mapping_thread(struct rm_process *process)
