@@ -46,12 +46,17 @@ static __always_inline void mix_native(struct thread *thread, __u64 fsbase)
 	thread->stack.stack = hash ? hash : 1;
 }
 
-/* Walks the running thread's stack into thread->stack. `native`: by whom memory is asked for, where that is done. */
-static __always_inline void walk(struct rm_process *process, struct thread *thread, const struct native *native)
+/*
+ * Walks the running thread's stack into thread->stack. `native`: by whom memory is asked for, where that is done. A global function:
+ * the verifier looks into it once in a program, whatever is known where it is called.
+ */
+__noinline int walk(struct rm_process *process, struct thread *thread, const struct native *native)
 {
 	__u64 state = 0, fsbase = thread_pointer();
 	__u32 status = RM_STACK_NO_THREAD;
 
+	if (!process || !thread)
+		return 0;
 	if (process->flags & RM_PYTHON)
 		status = find_thread_state(process, thread, fsbase, &state);
 	thread->stack.thread_state = state;
@@ -79,6 +84,7 @@ static __always_inline void walk(struct rm_process *process, struct thread *thre
 		count(RM_COUNT_STACK_TRUNCATED);
 	else if (status == RM_STACK_UNREADABLE)
 		count(RM_COUNT_STACK_UNREADABLE);
+	return 0;
 }
 
 static __always_inline void siteless_bytes(__u32 direction, __u64 bytes)

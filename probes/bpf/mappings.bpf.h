@@ -10,6 +10,11 @@
 
 enum { MAP_ARENA = 2, MAP_RESERVE = 3, ARENA_GRANULES = 64, DROP_GRANULES = 1 << 15 };
 
+static __always_inline __u64 whole_pages(__u64 bytes)
+{
+	return (bytes + RM_PAGE - 1) & ~(__u64)(RM_PAGE - 1);
+}
+
 /* The bits of [start, end) in the granule, which may be far from it. */
 static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
 {
@@ -24,64 +29,99 @@ static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
 
 /*
  * mimalloc, the allocator of free-threaded Pythons, reserves a gibibyte at a time. Its granules come into the map as they are touched:
- * until then the range alone is known. Threads reserve side by side: a place is taken by its start.
+ * until then the range alone is known. Threads reserve side by side: a place is taken by its start. These loops too go through bpf_loop:
+ * inlined into one another they were some 80,000 instructions of the verifier at each start.
  */
-__noinline int add_reserved(struct rm_process *process, __u64 start, __u64 end)
-{
-	if (!process)
-		return false;
-	for (__u32 i = 0; i < RM_RESERVED; i++) {
-		struct rm_range *range = &process->reserved[i];
+struct reserved_loop {
+	struct rm_process *process;
+	__u64 start;
+	__u64 end;
+	__u64 bits; /* of the granule `start` */
+	__u32 done;
+	__u32 pad;
+};
 
-		if (!range->start && !__sync_val_compare_and_swap(&range->start, 0, start)) {
-			range->end = end;
-			return true;
-		}
-	}
-	count(RM_COUNT_ARENAS_FULL);
-	return false;
+static __always_inline struct rm_range *reserved_range(__u32 index, const struct reserved_loop *loop)
+{
+	return index < RM_RESERVED ? &loop->process->reserved[index] : 0;
 }
 
-/* The bits of a granule that are in reserved ranges. */
-__noinline __u64 reserved_bits(const struct rm_process *process, __u64 granule)
+static long add_step_reserved(__u32 index, struct reserved_loop *loop)
 {
-	__u64 bits = 0;
+	struct rm_range *range = reserved_range(index, loop);
+
+	if (!range)
+		return 1;
+	if (range->start || __sync_val_compare_and_swap(&range->start, 0, loop->start))
+		return 0;
+	range->end = loop->end;
+	loop->done = 1;
+	return 1;
+}
+
+__noinline int add_reserved(struct rm_process *process, __u64 start, __u64 end)
+{
+	struct reserved_loop loop = { .process = process, .start = start, .end = end };
 
 	if (!process)
 		return 0;
-	for (__u32 i = 0; i < RM_RESERVED; i++) {
-		if (process->reserved[i].start)
-			bits |= granule_bits(granule, process->reserved[i].start, process->reserved[i].end);
+	bpf_loop(RM_RESERVED, add_step_reserved, &loop, 0);
+	if (!loop.done)
+		count(RM_COUNT_ARENAS_FULL);
+	return 0;
+}
+
+static long bits_step_reserved(__u32 index, struct reserved_loop *loop)
+{
+	struct rm_range *range = reserved_range(index, loop);
+
+	if (!range)
+		return 1;
+	if (range->start)
+		loop->bits |= granule_bits(loop->start, range->start, range->end);
+	return 0;
+}
+
+/* The bits of a granule that are in reserved ranges. */
+static __always_inline __u64 reserved_bits(struct rm_process *process, __u64 granule)
+{
+	struct reserved_loop loop = { .process = process, .start = granule };
+
+	bpf_loop(RM_RESERVED, bits_step_reserved, &loop, 0);
+	return loop.bits;
+}
+
+static long trim_step_reserved(__u32 index, struct reserved_loop *loop)
+{
+	struct rm_range *range = reserved_range(index, loop);
+	__u64 range_end;
+
+	if (!range)
+		return 1;
+	range_end = range->end;
+	if (!range->start || loop->end <= range->start || loop->start >= range_end)
+		return 0;
+	loop->done = 1;
+	if (loop->start > range->start) {
+		range->end = loop->start;
+		if (loop->end < range_end)
+			add_reserved(loop->process, loop->end, range_end);
+	} else if (loop->end < range_end) {
+		range->start = loop->end;
+	} else {
+		range->end = 0;
+		range->start = 0;
 	}
-	return bits;
+	return 0;
 }
 
 /* Addresses are given back. Returns whether some were of a reserved range. */
-__noinline int trim_reserved(struct rm_process *process, __u64 start, __u64 end)
+static __always_inline bool trim_reserved(struct rm_process *process, __u64 start, __u64 end)
 {
-	bool ours = false;
+	struct reserved_loop loop = { .process = process, .start = start, .end = end };
 
-	if (!process)
-		return false;
-	for (__u32 i = 0; i < RM_RESERVED; i++) {
-		struct rm_range *range = &process->reserved[i];
-		__u64 range_end = range->end;
-
-		if (!range->start || end <= range->start || start >= range_end)
-			continue;
-		ours = true;
-		if (start > range->start) {
-			range->end = start;
-			if (end < range_end)
-				add_reserved(process, end, range_end);
-		} else if (end < range_end) {
-			range->start = end;
-		} else {
-			range->end = 0;
-			range->start = 0;
-		}
-	}
-	return ours;
+	bpf_loop(RM_RESERVED, trim_step_reserved, &loop, 0);
+	return loop.done;
 }
 
 /* A range of an arena, granule by granule; the loops go through bpf_loop, which the verifier looks into once. */
@@ -172,7 +212,7 @@ __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u
 
 	if (!process || !thread)
 		return 0;
-	loop.end = start + ((bytes + RM_PAGE - 1) & ~(__u64)(RM_PAGE - 1));
+	loop.end = start + whole_pages(bytes);
 	if (process->layout.reserve_flags != RM_ABSENT)
 		loop.ours = keep ? reserved_bits(process, start / RM_ARENA_GRANULE) != 0 : trim_reserved(process, start, loop.end);
 	if (loop.ours && bytes > (__u64)(DROP_GRANULES - 1) * RM_ARENA_GRANULE)
@@ -225,31 +265,9 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	return 0;
 }
 
-/*
- * Comparisons without a branch, 0 or 1: in a loop over words each branch would double what the verifier follows (loading took 200 ms).
- * What differs by 2^63 or more, which no two addresses of a program do, is taken for the other way round.
- */
-static __always_inline __u64 is_below(__u64 left, __u64 right)
+static __always_inline bool is_text(const struct rm_process *process, __u64 address)
 {
-	__u64 difference = left - right;
-
-	barrier_var(difference);
-	return difference >> 63;
-}
-
-static __always_inline __u64 is_same(__u64 left, __u64 right)
-{
-	__u64 difference = left ^ right;
-
-	barrier_var(difference);
-	difference |= -difference;
-	barrier_var(difference);
-	return difference >> 63 ^ 1;
-}
-
-static __always_inline __u64 is_text(const struct rm_process *process, __u64 address)
-{
-	return (is_below(address, process->text_start) ^ 1) & is_below(address, process->text_end);
+	return address >= process->text_start && address < process->text_end;
 }
 
 /*
@@ -259,8 +277,8 @@ static __always_inline __u64 is_text(const struct rm_process *process, __u64 add
  */
 static __always_inline bool is_arena_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[RM_CALLER_WORDS] = {}, learn, found = 0, repeated = 0;
-	bool first = !process->arena_caller;
+	__u64 words[RM_CALLER_WORDS] = {};
+	bool first = !process->arena_caller, found = false;
 
 	if (arguments[0] || arguments[2] != RM_PROT_READ_WRITE || arguments[3] != RM_MAP_PRIVATE_ANONYMOUS)
 		return false;
@@ -268,34 +286,32 @@ static __always_inline bool is_arena_call(struct rm_process *process, __u64 stac
 		return false;
 	if (bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
 		return false;
-	learn = first ? ~0ull : 0;
-	barrier_var(learn);
 	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
-		__u64 known = (process->arena_callers[i] & ~learn) | (words[i] & -is_text(process, words[i]) & learn);
-		__u64 again = is_same(known, words[i]) & (is_same(known, 0) ^ 1);
-
-		found |= again;
-		repeated |= again << i;
-		process->arena_callers[i] = known;
+		if (first)
+			process->arena_callers[i] = is_text(process, words[i]) ? words[i] : 0;
+		found |= process->arena_callers[i] && process->arena_callers[i] == words[i];
 	}
 	if (!found)
 		return false;
 	process->arena_caller = 1;
 	for (__u32 i = 0; i < RM_CALLER_WORDS; i++)
-		process->arena_callers[i] &= -(repeated >> i & 1);
+		if (process->arena_callers[i] != words[i])
+			process->arena_callers[i] = 0;
 	return true;
 }
 
 /* Is this mmap mimalloc reserving address space, to be used page by page? Its flags are nobody else's of the interpreter. */
 static __always_inline bool is_reserve_call(const struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[RM_CALLER_WORDS] = {}, found = 0;
+	__u64 words[RM_CALLER_WORDS] = {};
 
 	if (arguments[3] != process->layout.reserve_flags || bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
 		return false;
-	for (__u32 i = 0; i < RM_CALLER_WORDS; i++)
-		found |= is_text(process, words[i]);
-	return found;
+	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
+		if (is_text(process, words[i]))
+			return true;
+	}
+	return false;
 }
 
 static __always_inline struct thread *mapping_thread(struct rm_process *process)
@@ -436,7 +452,7 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	if (!call || (result < 0 && result > -RM_PAGE))
 		return 0;
 	if (call == MAP_RESERVE) {
-		add_reserved(process, result, result + ((thread->map_arguments[1] + RM_PAGE - 1) & ~(__u64)(RM_PAGE - 1)));
+		add_reserved(process, result, result + whole_pages(thread->map_arguments[1]));
 		return 0;
 	}
 	if (call == MAP_ARENA)
