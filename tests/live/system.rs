@@ -112,9 +112,8 @@ fn root_what_begins_later_is_in_the_report_or_counted() {
     let words = |process: &Process| process.0["command"].as_array().unwrap().len();
     let of = |length: usize| processes.iter().filter(|process| words(process) == length).map(count).sum::<u64>();
     let missed = report.0["health"]["counters"]["processes_missed"].as_u64().unwrap_or(0);
-    // The server itself has the command line of its forks. None is missing; seen now and then is one more, an empty second image of the
-    // server, whose cause is not known yet.
-    assert!(of(2) > forks, "{report}");
+    // The server itself has the command line of its forks.
+    assert_eq!(of(2), forks + 1, "{report}");
     assert!(of(5) + missed > execs, "{} and {missed} missed: {report}", of(5));
     for fork in processes.iter().filter(|process| count(process) == 1) {
         if let Some(line) = fork.find("serve", program.line("# in a fork")) {

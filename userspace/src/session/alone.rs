@@ -48,6 +48,11 @@ impl Hold {
         self.watched.contains_key(&pid)
     }
 
+    /// Is it known to the kernel side, to be measured or to be looked at?
+    pub(super) fn is_met(&self, pid: Pid) -> bool {
+        self.attacher.watched(pid.as_raw().unsigned_abs()).is_some()
+    }
+
     /// Does a process that has been running for a while run Python?
     pub(super) fn runs_python(&mut self, pid: Pid) -> bool {
         self.modules.runs_python(pid)

@@ -251,7 +251,7 @@ fn native_bytes(image: &Image, asked: Option<&BTreeMap<u32, u64>>) -> Vec<Native
             Some(NativeBytes { function: known.function.clone(), module: known.module.clone(), bytes: *bytes })
         })
         .collect();
-    functions.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.function.cmp(&b.function)));
+    functions.sort_by(NativeBytes::most_first);
     functions
 }
 

@@ -93,16 +93,16 @@ impl Follower {
     /// # Errors
     /// A sentence and a hint.
     pub fn begin(&mut self, pid: Pid) -> Result<(), (String, String)> {
-        match self.hold.look(pid)? {
-            Some(look) => {
-                self.hold.watch(pid, look, None);
-                Ok(())
-            }
-            None => Err((
+        let Some(look) = self.hold.look(pid)? else {
+            return Err((
                 "it is no Python program".into(),
                 "`ps -ef` shows what runs; the number of the Python process is needed, not that of the shell that started it".into(),
-            )),
+            ));
+        };
+        if self.hold.watch(pid, look, None) {
+            return Ok(());
         }
+        Err(("it has ended".into(), "`pgrep -a python` lists the Pythons that run".into()))
     }
 
     /// Begins with all that run. Again until nothing new is there: a fork of a process that was not watched yet is told by nobody.
@@ -115,7 +115,8 @@ impl Follower {
         for _ in 0..ROUNDS {
             let mut found = false;
             for pid in identity::processes()? {
-                let known = self.hold.watches(pid) || self.loading.contains_key(&pid) || !seen.insert(pid);
+                // What the kernel side has met, a fork or an exec of just now, is about to be heard of: begun here it would be there twice.
+                let known = self.hold.is_met(pid) || !seen.insert(pid);
                 if !known && self.hold.runs_python(pid) {
                     found |= self.begin_one_of_all(pid);
                 }
@@ -132,10 +133,7 @@ impl Follower {
             return false;
         }
         match self.hold.look(pid) {
-            Ok(Some(look)) => {
-                self.hold.watch(pid, look, None);
-                true
-            }
+            Ok(Some(look)) => self.hold.watch(pid, look, None),
             Ok(None) => false,
             Err(refusal) => {
                 self.refuse(pid, refusal);
@@ -277,12 +275,9 @@ impl Follower {
             return true;
         }
         match self.hold.look(pid) {
-            Ok(Some(look)) => {
-                self.hold.watch(pid, look, None);
-                true
-            }
+            Ok(Some(look)) => self.hold.watch(pid, look, None),
             Ok(None) if !over => false,
-            // As above.
+            // It has ended meanwhile: as above.
             _ if !self.hold.is_there(pid) => false,
             Ok(None) => {
                 if matches!(self.scope, Scope::Machine(_)) {

@@ -323,9 +323,13 @@ impl Hold {
         }))
     }
 
-    /// Begins to measure an image.
-    pub(super) fn watch(&mut self, pid: Pid, look: Look, said: Option<Announcement>) {
+    /// Begins to measure an image. False: it is gone before that, and nobody would know what it was.
+    pub(super) fn watch(&mut self, pid: Pid, look: Look, said: Option<Announcement>) -> bool {
         let Look { interpreter, libraries, .. } = look;
+        let command = command_of(pid);
+        if self.followed && command.is_empty() && !self.is_there(pid) {
+            return false;
+        }
         if self.mode == Mode::Objects && interpreter.layout.variant.is_free_threaded() {
             self.note(format!(
                 "process {pid}: its Python is a free-threaded build, which takes objects from mimalloc alone: they were counted by the \
@@ -349,11 +353,12 @@ impl Hold {
         if let Some(tally) = &tally {
             tally.begin(&process, self.mode == Mode::Objects, None);
         }
-        let (id, command, allocators) = (ProcessId(process.id), command_of(pid), libraries.allocators);
+        let (id, allocators) = (ProcessId(process.id), libraries.allocators);
         self.begin(pid, &process, Held { id, command, links, allocators, interpreter, layout, tally }, None);
         if self.followed {
             self.attach_later(pid); // what it mapped while it was looked at
         }
+        true
     }
 
     /// What the preloaded library of an image offers to count in.
@@ -458,7 +463,7 @@ impl Watcher for Hold {
 
     fn loaded(&mut self, pid: Pid, said: Option<Announcement>) {
         match self.look(pid) {
-            Ok(Some(look)) => self.watch(pid, look, said),
+            Ok(Some(look)) => drop(self.watch(pid, look, said)),
             Ok(None) => {}
             Err((sentence, hint)) => self.note(format!("process {pid} is not measured: {sentence}\nhint: {hint}")),
         }
