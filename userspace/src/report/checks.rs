@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::columns::mib as size;
+use super::json::SCHEMA;
 use super::model::{Function, Line, ProcessReport, Report};
 use super::source::text_of;
 use super::{OptionError, escape};
@@ -15,7 +17,6 @@ pub const EXIT_STATUS: i32 = 3;
 const LEAST_GROWTH: i64 = 1 << 20;
 /// How many lines a message names.
 const NAMED: usize = 5;
-const SCHEMA: &str = "rmprof-bpf/1";
 
 /// What was asked for.
 #[derive(Clone, Debug, Default)]
@@ -173,9 +174,8 @@ impl Checks {
     }
 }
 
-#[allow(clippy::cast_precision_loss)] // three digits are shown
 fn mib(bytes: u64) -> String {
-    format!("{:.3} MiB", bytes as f64 / f64::from(1 << 20))
+    size(bytes.into(), 3)
 }
 
 fn own_lines(process: &ProcessReport) -> impl Iterator<Item = (&Function, &Line)> {

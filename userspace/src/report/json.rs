@@ -16,7 +16,7 @@ use super::source::text_of;
 use super::{Options, select};
 
 /// Name and version of the schema. Fields may be added under the same version; none changes its meaning.
-const SCHEMA: &str = "rmprof-bpf/1";
+pub(super) const SCHEMA: &str = "rmprof-bpf/1";
 
 /// The reason of self bytes on lines that the selection leaves out.
 const NOT_SHOWN: &str = "lines of files not shown";

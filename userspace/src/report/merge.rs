@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::model::{Function, Line, Other, ProcessReport};
+use super::command::program_of;
+use super::model::{Function, Line, NativeBytes, Other, ProcessReport};
 
 /// Functions of merged processes that are kept: code that is made at run time is new each time.
 const MOST_FUNCTIONS: usize = 1000;
@@ -15,8 +16,8 @@ const LONGEST_COMMAND: usize = 300;
 pub fn command_key(command: &[String]) -> String {
     let base = |word: &str| word.rsplit('/').next().unwrap_or(word).to_owned();
     let mut key = command.first().map(|word| base(word)).unwrap_or_default();
-    if let Some(index) = program_index(command) {
-        for word in &command[1..=index] {
+    if let Some(program) = program_of(command) {
+        for word in &command[1..=program.index()] {
             // The helpers of multiprocessing have numbers of descriptors in their text.
             let of_module = word.starts_with("from multiprocessing.");
             let word = if of_module { word.split('(').next().unwrap_or(word) } else { word };
@@ -32,35 +33,7 @@ pub fn command_key(command: &[String]) -> String {
 
 /// The script of a Python's command line, or its module, or its text.
 pub fn program_word(command: &[String]) -> Option<&String> {
-    command.get(program_index(command)?)
-}
-
-/// Read as Python/getopt.c reads it.
-fn program_index(command: &[String]) -> Option<usize> {
-    let mut index = 1;
-    while let Some(options) = command.get(index)?.strip_prefix('-').filter(|options| !options.is_empty()) {
-        if let Some(long) = options.strip_prefix('-') {
-            index += match long {
-                "check-hash-based-pycs" => 2,
-                _ => 1,
-            };
-            if long.is_empty() {
-                break;
-            }
-            continue;
-        }
-        // The first that takes a value ends the word: the value is the rest of it, or the next word.
-        let value = options.find(['c', 'm', 'W', 'X']);
-        index += 1;
-        let Some(at) = value else { continue };
-        let here = at + 1 < options.len();
-        if matches!(options.as_bytes()[at], b'c' | b'm') {
-            let index = if here { index - 1 } else { index };
-            return (index < command.len()).then_some(index);
-        }
-        index += usize::from(!here);
-    }
-    (index < command.len()).then_some(index)
+    command.get(program_of(command)?.index())
 }
 
 /// Processes of one command made one, in the order of the first of each.
@@ -181,6 +154,14 @@ fn add_line(to: &mut Line, from: &Line) {
     to.allocations = to.allocations.saturating_add(from.allocations);
     to.frees = to.frees.saturating_add(from.frees);
     to.live_bytes = to.live_bytes.saturating_add(from.live_bytes);
+    to.approximate |= from.approximate;
+    for more in &from.native {
+        match to.native.iter_mut().find(|known| (&known.function, &known.module) == (&more.function, &more.module)) {
+            Some(known) => known.bytes = known.bytes.saturating_add(more.bytes),
+            None => to.native.push(more.clone()),
+        }
+    }
+    to.native.sort_by(NativeBytes::most_first);
 }
 
 /// The rest is a sum.
@@ -262,6 +243,20 @@ mod tests {
         let [function] = &jobs.functions[..] else { panic!("{jobs:?}") };
         let lines: Vec<(u32, i64)> = function.lines.iter().map(|line| (line.line, line.self_bytes)).collect();
         assert_eq!((lines, function.moved_bytes), (vec![(4, 40), (5, -5)], 45));
+    }
+
+    #[test]
+    fn what_is_told_of_a_line_besides_is_added_up_too() {
+        let native = |function: &str, bytes| NativeBytes { function: function.into(), module: "m.so".into(), bytes };
+        let mut one = process(1, "python3 job.py", 4, 10);
+        one.functions[0].lines[0].native = vec![native("new", 5)];
+        let mut other = process(2, "python3 job.py", 4, 10);
+        let line = &mut other.functions[0].lines[0];
+        (line.approximate, line.native) = (true, vec![native("grow", 7), native("new", 3)]);
+        let merged = by_command(vec![one, other]);
+        let line = &merged[0].functions[0].lines[0];
+        assert!(line.approximate);
+        assert_eq!(line.native, [native("new", 8), native("grow", 7)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod checks;
 pub mod columns;
+mod command;
 mod escape;
 mod footer;
 mod growth;
@@ -16,6 +17,7 @@ mod table;
 use std::io::{self, Write};
 
 pub use columns::Column;
+pub use command::{Program, program_of};
 pub use escape::{escape, shell_words};
 pub use merge::{add as merge_into, command_key, program_word};
 pub use model::{Cause, Container, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Snapshot, Tool};

@@ -221,6 +221,13 @@ pub struct NativeBytes {
     pub bytes: u64,
 }
 
+impl NativeBytes {
+    /// The order in which they are shown.
+    pub fn most_first(&self, other: &Self) -> std::cmp::Ordering {
+        other.bytes.cmp(&self.bytes).then_with(|| self.function.cmp(&other.function))
+    }
+}
+
 /// Bytes on no line, with the reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Other {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::command_text::{Given, given};
 use super::image::Birth;
 use crate::python::code::CodeObject;
+use crate::report::{Program, program_of};
 use crate::target::credentials::Credentials;
 use crate::target::source::{Root, Source};
 
@@ -22,7 +22,7 @@ pub struct Script {
 impl Script {
     /// Of a Python that has this command; `None` where that executes no file, or one that cannot be read.
     pub fn of(command: &[String], root: Option<&Root>, credentials: Option<&Credentials>) -> Option<Self> {
-        let Given::Script(name) = given(command) else { return None };
+        let Some(Program::Script(_, name)) = program_of(command) else { return None };
         let root = root?;
         let name = Path::new(name);
         let source = with_rights(credentials, || root.read_source(name).ok())?;
