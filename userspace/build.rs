@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for file in ["line_events.c", "marked.h", "stop.h"] {
         println!("cargo::rerun-if-changed=src/launch/{file}");
     }
+    println!("cargo::rerun-if-changed=../probes/bpf/rmprof.h");
     println!("cargo::rerun-if-changed=src/launch/line_events.flags");
     println!("cargo::rerun-if-env-changed=CLANG");
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());

@@ -10,9 +10,7 @@
  *          PyEval_SetTrace. In a marked function line events are on already: the next one stops.
  */
 
-/* Of probes/bpf/rmprof.h: enum rm_limit_call, enum rm_limit_refusal. */
-enum { LIMIT_READY = 0, LIMIT_CONTINUED = 2, LIMIT_REFUSED = 3 };
-enum { REFUSED_TRACED = 1, REFUSED_UNKNOWN = 3, REFUSED_SIGNAL = 4, REFUSED_BUSY = 6 };
+#include "../../../probes/bpf/rmprof.h" /* enum rm_limit_call, enum rm_limit_refusal */
 
 /* 3.12+, in bytes, from debugger.py. Of the thread state: trace_func, and eval_breaker from 3.13 on. Of the interpreter state: the rest
  * (Include/internal/pycore_ceval_state.h, struct _pending_calls). */
@@ -105,7 +103,7 @@ static int arm(void *thread);
 static void refuse(long reason)
 {
 	__atomic_store_n(&stop.thread, (void *)0, __ATOMIC_RELEASE);
-	rmprof_site_limit(LIMIT_REFUSED, reason, 0);
+	rmprof_site_limit(RM_LIMIT_REFUSED, reason, 0);
 }
 
 static Py_tracefunc traced_by(void *thread)
@@ -176,16 +174,16 @@ static void passed(UNUSED int signal)
 {
 	void *thread = PyGILState_GetThisThreadState();
 	if (!thread || interpreter_of(thread) != stop.interpreter)
-		return refuse(REFUSED_UNKNOWN); /* a sub-interpreter */
+		return refuse(RM_REFUSED_UNKNOWN); /* a sub-interpreter */
 	Py_tracefunc current = traced_by(thread);
 	if (current && current != trace)
-		return refuse(REFUSED_TRACED);
+		return refuse(RM_REFUSED_TRACED);
 	stop.bytes = resident_now();
 	__atomic_store_n(&stop.thread, thread, __ATOMIC_RELEASE);
 	if (layout_proved)
 		set_trace(thread, stop_trace);
 	else if (!queue(thread))
-		refuse(REFUSED_BUSY);
+		refuse(RM_REFUSED_BUSY);
 }
 
 /* ---- with the GIL -------------------------------------------------------------------------------------------------- */
@@ -251,7 +249,7 @@ static PyObject *limit(UNUSED PyObject *self, PyObject *args)
 	long call, reason;
 	if (!PyArg_ParseTuple(args, "ll", &call, &reason))
 		return 0;
-	if (call == LIMIT_REFUSED)
+	if (call == RM_LIMIT_REFUSED)
 		refuse(reason);
 	else
 		rmprof_site_limit(call, reason, 0);
@@ -264,7 +262,7 @@ static PyObject *resume(UNUSED PyObject *self, PyObject *code)
 	void *thread = PyGILState_GetThisThreadState();
 	if (layout_proved && is_marked(code) && !trace_func(thread))
 		set_trace(thread, trace);
-	rmprof_site_limit(LIMIT_CONTINUED, 0, 0);
+	rmprof_site_limit(RM_LIMIT_CONTINUED, 0, 0);
 	return none();
 }
 
@@ -361,7 +359,7 @@ static PyObject *prepare(UNUSED PyObject *self, PyObject *args)
 static PyObject *ready(UNUSED PyObject *self, UNUSED PyObject *args)
 {
 	if (!stop.proved) {
-		refuse(REFUSED_UNKNOWN);
+		refuse(RM_REFUSED_UNKNOWN);
 		return none();
 	}
 	struct action mine = { (void *)passed, SA_ONSTACK | SA_RESTART | SA_RESTORER, (void *)handler_return, ~0ul }, was;
@@ -370,12 +368,12 @@ static PyObject *ready(UNUSED PyObject *self, UNUSED PyObject *args)
 		if (!system_call(SYS_SIGACTION, stop.signal, 0, (long)&was, 8) && !was.handler &&
 		    !system_call(SYS_SIGACTION, stop.signal, (long)&mine, 0, 8)) {
 			stop.early = 1;
-			rmprof_site_limit(LIMIT_READY, stop.signal, (void *)passed);
+			rmprof_site_limit(RM_LIMIT_READY, stop.signal, (void *)passed);
 			stop.early = stop.thread != 0;
 			return none();
 		}
 	}
-	refuse(REFUSED_SIGNAL);
+	refuse(RM_REFUSED_SIGNAL);
 	return none();
 }
 

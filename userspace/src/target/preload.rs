@@ -1,6 +1,6 @@
-//! What an image finds in its environment. Giving a program a preloaded library without its noticing: at its exec, before its loader has run an instruction, the list of
-//! its environment that lies on its stack is replaced by one with `LD_PRELOAD` in it. Nothing is inherited by what it starts: each
-//! image is given its own, or none.
+//! What an image finds in its environment: giving a program a preloaded library without its noticing. At its exec, before its loader has
+//! run an instruction, the list of its environment that lies on its stack is replaced by one with `LD_PRELOAD` in it. Nothing is
+//! inherited by what it starts: each image is given its own, or none.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
