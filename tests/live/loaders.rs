@@ -142,8 +142,9 @@ fn root_the_cases_have_equal_totals_by_both_loaders() {
         let [first, second] = both(words, &python.path, &file("tests/programs/cases.py"));
         let (one, other) = (lines(&first), lines(&second));
         assert!(one.len() > 90, "{first}");
-        for (place, expected) in one.iter().filter(|((_, function, _), _)| function != "<module>") {
-            let found = other.get(place).unwrap_or_else(|| panic!("{words:?}: no {place:?} by aya"));
+        // A line that only touched a page in one of the runs is in that one's table alone.
+        for place in one.keys().chain(other.keys()).filter(|(_, function, _)| function != "<module>") {
+            let [found, expected] = [&other, &one].map(|of| of.get(place).copied().unwrap_or_default());
             for of in [0, 2] {
                 let pages = (found[of] - expected[of]).abs() / PAGE;
                 assert!(pages <= 4 * PAGES, "{words:?} {place:?}: {expected:?} and {found:?}");
