@@ -270,6 +270,45 @@ static __always_inline bool is_text(const struct rm_process *process, __u64 addr
 	return address >= process->text_start && address < process->text_end;
 }
 
+/* The words above the stack pointer at a mmap: one of them is where it returns to. */
+struct caller_loop {
+	struct rm_process *process;
+	__u64 words[RM_CALLER_WORDS];
+	__u32 first;
+	__u32 found;
+};
+
+static long arena_step_caller(__u32 index, struct caller_loop *loop)
+{
+	__u64 word, *known;
+
+	if (index >= RM_CALLER_WORDS)
+		return 1;
+	word = loop->words[index];
+	known = &loop->process->arena_callers[index];
+	if (loop->first)
+		*known = is_text(loop->process, word) ? word : 0;
+	loop->found |= *known && *known == word;
+	return 0;
+}
+
+static long forget_step_caller(__u32 index, struct caller_loop *loop)
+{
+	if (index >= RM_CALLER_WORDS)
+		return 1;
+	if (loop->process->arena_callers[index] != loop->words[index])
+		loop->process->arena_callers[index] = 0;
+	return 0;
+}
+
+static long text_step_caller(__u32 index, struct caller_loop *loop)
+{
+	if (index >= RM_CALLER_WORDS)
+		return 1;
+	loop->found |= is_text(loop->process, loop->words[index]);
+	return 0;
+}
+
 /*
  * Is this mmap pymalloc asking for an arena? Learns the caller at the first one: what is above the stack pointer and may be a return
  * address in the interpreter. Between it and the system call may be an mmap of the allocator's (tcmalloc's), with old words in its
@@ -277,41 +316,32 @@ static __always_inline bool is_text(const struct rm_process *process, __u64 addr
  */
 static __always_inline bool is_arena_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[RM_CALLER_WORDS] = {};
-	bool first = !process->arena_caller, found = false;
+	struct caller_loop loop = { .process = process, .first = !process->arena_caller };
 
 	if (arguments[0] || arguments[2] != RM_PROT_READ_WRITE || arguments[3] != RM_MAP_PRIVATE_ANONYMOUS)
 		return false;
-	if (first && arguments[1] != process->layout.arena_bytes)
+	if (loop.first && arguments[1] != process->layout.arena_bytes)
 		return false;
-	if (bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
+	if (bpf_probe_read_user(loop.words, sizeof(loop.words), (void *)stack_pointer))
 		return false;
-	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
-		if (first)
-			process->arena_callers[i] = is_text(process, words[i]) ? words[i] : 0;
-		found |= process->arena_callers[i] && process->arena_callers[i] == words[i];
-	}
-	if (!found)
+	bpf_loop(RM_CALLER_WORDS, arena_step_caller, &loop, 0);
+	if (!loop.found)
 		return false;
 	process->arena_caller = 1;
-	for (__u32 i = 0; i < RM_CALLER_WORDS; i++)
-		if (process->arena_callers[i] != words[i])
-			process->arena_callers[i] = 0;
+	bpf_loop(RM_CALLER_WORDS, forget_step_caller, &loop, 0);
 	return true;
 }
 
 /* Is this mmap mimalloc reserving address space, to be used page by page? Its flags are nobody else's of the interpreter. */
-static __always_inline bool is_reserve_call(const struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
+static __always_inline bool is_reserve_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
 {
-	__u64 words[RM_CALLER_WORDS] = {};
+	struct caller_loop loop = { .process = process };
 
-	if (arguments[3] != process->layout.reserve_flags || bpf_probe_read_user(words, sizeof(words), (void *)stack_pointer))
+	if (arguments[3] != process->layout.reserve_flags ||
+	    bpf_probe_read_user(loop.words, sizeof(loop.words), (void *)stack_pointer))
 		return false;
-	for (__u32 i = 0; i < RM_CALLER_WORDS; i++) {
-		if (is_text(process, words[i]))
-			return true;
-	}
-	return false;
+	bpf_loop(RM_CALLER_WORDS, text_step_caller, &loop, 0);
+	return loop.found;
 }
 
 static __always_inline struct thread *mapping_thread(struct rm_process *process)

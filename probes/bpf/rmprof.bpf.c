@@ -161,16 +161,9 @@ int sched_process_exit(__u64 *ctx)
 
 /* Pages of arenas, where they are touched (arch/x86/include/asm/trace/exceptions.h). */
 
-SEC("tp_btf/page_fault_user")
-int fault_user(__u64 *ctx)
-{
-	struct rm_process *process = current_process();
-
-	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
-}
-
-SEC("tp_btf/page_fault_kernel")
-int fault_kernel(__u64 *ctx)
+/* One program for both: only those that are not typed by the kernel's BTF can be attached to more than one tracepoint. */
+SEC("raw_tp")
+int fault(__u64 *ctx)
 {
 	struct rm_process *process = current_process();
 

@@ -121,10 +121,11 @@ struct RawTracepoint {
     pad: u32,
 }
 
-/// Attaches a program that is typed by the kernel's BTF to the tracepoint it was loaded for.
-pub(super) fn link_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut attributes = RawTracepoint { program: program.as_raw_fd().cast_unsigned(), ..Default::default() };
-    // SAFETY: what the command expects; without a name the kernel takes the one the program was loaded for.
+/// Attaches a program to the tracepoint `name`, or one that is typed by the kernel's BTF to the tracepoint it was loaded for.
+pub(super) fn link_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd> {
+    let name = name.map_or(0, |name| name.as_ptr().addr() as u64);
+    let mut attributes = RawTracepoint { name, program: program.as_raw_fd().cast_unsigned(), ..Default::default() };
+    // SAFETY: what the command expects; the name ends with a NUL and outlives the call.
     let link = checked(unsafe { call(Command::RawTracepointOpen, &mut attributes) })?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })

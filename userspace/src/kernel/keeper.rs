@@ -141,6 +141,9 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
+    /// Its name in the process table.
+    pub(super) const NAME: &CStr = c"rmprof-keeper";
+
     /// Forks it.
     ///
     /// # Errors
@@ -221,7 +224,7 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_IGN);
         }
-        libc::prctl(libc::PR_SET_NAME, c"rmprof-keeper".as_ptr());
+        libc::prctl(libc::PR_SET_NAME, Keeper::NAME.as_ptr());
         libc::chdir(c"/".as_ptr());
     }
     // The links it makes are descriptors of ours, by its own limit.
@@ -261,13 +264,10 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
                 -1 => order.perform(),
                 _ => 0,
             },
-            // SAFETY: waits until there is no child any more.
-            Task::End => unsafe {
-                while libc::wait4(-1, std::ptr::null_mut(), libc::__WALL, std::ptr::null_mut()) != -1
-                    || Errno::last_raw() == libc::EINTR
-                {}
+            Task::End => {
+                wait_for_children();
                 0
-            },
+            }
             Task::Multi | Task::Single => order.perform(),
         };
         // SAFETY: four bytes.
@@ -286,8 +286,17 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
     unsafe {
         // Linux 5.9, commit 278a5fbaed89: before, the end of the process closes them.
         libc::syscall(libc::SYS_close_range, 0, RawFd::MAX, 0);
+        wait_for_children();
         libc::_exit(0)
     }
+}
+
+/// Until there is none any more. They are collected by that.
+fn wait_for_children() {
+    // SAFETY: nothing is to be written anywhere.
+    while unsafe { libc::wait4(-1, std::ptr::null_mut(), libc::__WALL, std::ptr::null_mut()) } != -1
+        || Errno::last_raw() == libc::EINTR
+    {}
 }
 
 /// `fork`, but for the table of descriptors, which both have in common. -1: see `errno`.

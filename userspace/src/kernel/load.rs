@@ -1,5 +1,6 @@
 //! Loading the probes: which programs and how large the maps, by what the kernel has and what was asked for.
 
+use std::ffi::CStr;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,6 +12,7 @@ use super::bpf;
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
 use super::map::possible_cpus;
+use crate::target::orphans;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +100,10 @@ impl LoadError {
     }
 }
 
-/// Tracepoints of the whole machine, by program: typed by the kernel's BTF, so neither their numbers nor the tracing file system are
-/// needed, and attached without a perf event, whose release takes the kernel 75 ms each.
+/// Tracepoints of the whole machine, by program: raw or typed by the kernel's BTF, so neither their numbers nor the tracing file system
+/// are needed, and attached without a perf event, whose release takes the kernel 75 ms each.
 const TRACEPOINTS: &[(&str, &str)] = &[
     ("rss_stat", "rss_stat"),
-    ("fault_user", "page_fault_user"),
-    ("fault_kernel", "page_fault_kernel"),
     ("sys_enter", "sys_enter"),
     ("sys_exit", "sys_exit"),
     ("limit_sys_exit", "sys_exit"),
@@ -114,9 +114,12 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("mark_victim", "mark_victim"),
 ];
 
+/// The same of programs that are not typed, which are told their tracepoint where they are attached.
+const RAW_TRACEPOINTS: &[(&str, &CStr)] = &[("fault", c"page_fault_user"), ("fault", c"page_fault_kernel")];
+
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
 pub struct Kernel {
-    _links: Vec<OwnedFd>,
+    links: Vec<OwnedFd>,
     /// Which rung of the ladder holds.
     pub rung: Rung,
 }
@@ -150,6 +153,15 @@ impl Kernel {
             }
         }
         Err(last.unwrap_or(LoadError::Missing("a way to attach")))
+    }
+
+    /// Detaches without waiting for it, where no process lives that has probes in its memory: the kernel's grace periods take tens of
+    /// milliseconds. The keeper does it when we have ended. Waits all the same where nobody would collect the keeper.
+    pub fn leave_to_keeper(self, attacher: &Attacher) {
+        if orphans::are_collected(&Keeper::NAME.to_string_lossy()) {
+            std::mem::forget(self.links);
+            std::mem::forget(Arc::clone(&attacher.keeper));
+        }
     }
 }
 
@@ -198,7 +210,7 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
         "heap_enter_single" | "heap_return_single" => heap && rung == Rung::Single,
         "launch_multi" => rung != Rung::Single,
         "launch_single" => rung == Rung::Single,
-        "fault_user" | "fault_kernel" => heap && cfg!(target_arch = "x86_64"),
+        "fault" => heap && cfg!(target_arch = "x86_64"),
         "rss_stat" | "measure_cpus" | "mark_victim" => true,
         _ => heap,
     }
@@ -286,15 +298,18 @@ fn assemble(
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
     let links = tracepoints(&loaded, what)?;
-    Ok((Kernel { _links: links, rung }, attacher, Drain::new(loaded.into_records(), maps)))
+    Ok((Kernel { links, rung }, attacher, Drain::new(loaded.into_records(), maps)))
 }
 
 fn tracepoints(loaded: &Loaded, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {
-    TRACEPOINTS
-        .iter()
-        .filter(|(name, _)| wanted(name, what, Rung::Session))
-        .map(|(program, name)| {
-            bpf::link_tracepoint(loaded.program(program)?).map_err(|error| LoadError::Tracepoint { name, error })
+    let wanted = |name| wanted(name, what, Rung::Session);
+    let typed = TRACEPOINTS.iter().map(|(program, name)| (*program, *name, None));
+    let raw = RAW_TRACEPOINTS.iter().map(|(program, name)| (*program, name.to_str().unwrap_or_default(), Some(*name)));
+    typed
+        .chain(raw)
+        .filter(|(program, ..)| wanted(program))
+        .map(|(program, name, given)| {
+            bpf::link_tracepoint(loaded.program(program)?, given).map_err(|error| LoadError::Tracepoint { name, error })
         })
         .collect()
 }

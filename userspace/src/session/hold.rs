@@ -78,6 +78,8 @@ pub struct Hold {
     limit: Option<DebuggerPlan>,
     /// Nobody holds its processes.
     followed: bool,
+    /// A process that was watched has been let go of, and lives on.
+    outlived: bool,
 }
 
 impl Hold {
@@ -123,7 +125,13 @@ impl Hold {
             last_id: 0,
             limit,
             followed: false,
+            outlived: false,
         }
+    }
+
+    /// May a process that was watched still live?
+    pub fn is_outlived(&self) -> bool {
+        self.outlived || !self.watched.is_empty()
     }
 
     /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
@@ -490,6 +498,7 @@ impl Watcher for Hold {
     }
 
     fn left(&mut self, pid: Pid) {
+        self.outlived |= self.watched.contains_key(&pid);
         self.end(pid, None);
     }
 }

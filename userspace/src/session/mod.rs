@@ -167,12 +167,12 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         .name("supervisor".into())
         .spawn(move || {
             let status = supervise::run(&command, Some(&signals), &mut hold);
-            (status, signals)
+            (status, signals, hold.is_outlived())
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
     let mut collector = Collector::default();
     let gathered = gather(plan, &mut collector, &drain, receiver, &attacher);
-    let (status, signals) = supervisor.join().map_err(|_| RunError::System {
+    let (status, signals, outlived) = supervisor.join().map_err(|_| RunError::System {
         doing: "supervising the program",
         error: io::Error::other("its thread ended early"),
     })?;
@@ -196,7 +196,9 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     drop(shim);
     let written = outlet.last(&report);
     drop(signals);
-    drop(kernel);
+    if !outlived {
+        kernel.leave_to_keeper(&attacher);
+    }
     written?;
     Ok(checks.status(&report, exit_code(status)))
 }

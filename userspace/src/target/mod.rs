@@ -10,6 +10,7 @@ pub mod limits;
 mod loading;
 pub mod maps;
 pub mod memory;
+pub mod orphans;
 pub mod preload;
 pub mod signals;
 pub mod sites;
