@@ -9,6 +9,8 @@ use crate::common::{Report, Run, any_python, near, root, script, supported_pytho
 /// of our own process's number in a path: so many may be on another line.
 const PAGES: i64 = 4;
 const PAGE: i64 = 4096;
+/// The largest object of Python's own allocator.
+const SMALL_OBJECT: i64 = 512;
 
 /// One thread, so that it does the same each time: blocks that grow, mappings, objects, a fork, an exec.
 const PROGRAM: &str = "
@@ -90,9 +92,12 @@ fn are_equal(words: &[&str], python: &Path, program: &Path) {
     for line in all {
         let [found, expected] = [&other, &one].map(|of| of.get(line).copied().unwrap_or_default());
         for of in [0, 2] {
-            let pages = found[of + 1] - expected[of + 1];
+            let more = found[of + 1] - expected[of + 1];
             let bytes = found[of] - expected[of];
-            assert!(bytes == pages * PAGE && pages.abs() <= PAGES, "{what} {line:?}: {expected:?} and {found:?}");
+            let is_pages = bytes == more * PAGE;
+            // Objects that other things let go of (caches, weak references) go on the line that happens to run.
+            let is_small = words.contains(&"objects") && bytes.abs() <= SMALL_OBJECT * more.abs();
+            assert!((is_pages || is_small) && more.abs() <= PAGES, "{what} {line:?}: {expected:?} and {found:?}");
         }
     }
     assert_eq!(first.processes().len(), second.processes().len(), "{what}");

@@ -174,8 +174,10 @@ impl Collector {
     }
 
     fn note_marks(&mut self, image: &Image) {
-        let has_run = image.death.is_some() && image.stacks.values().any(|stack| !stack.frames.is_empty());
-        if has_run && !image.hello {
+        // One that a signal ended (a pool lets go of workers that have not begun yet) may not have come that far.
+        let ended = image.death.as_ref().is_some_and(|death| death.end.signal.is_none());
+        let has_run = image.stacks.values().any(|stack| !stack.frames.is_empty());
+        if ended && has_run && !image.hello {
             self.without_marks.push(image.birth.pid);
         }
     }
