@@ -16,6 +16,8 @@ mod attach;
 mod cases;
 #[path = "live/checks.rs"]
 mod checks;
+#[path = "live/collector.rs"]
+mod collector;
 #[path = "live/containers.rs"]
 mod containers;
 #[path = "live/death.rs"]

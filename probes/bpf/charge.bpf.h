@@ -46,11 +46,32 @@ static __always_inline void mix_native(struct thread *thread, __u64 fsbase)
 	thread->stack.stack = hash ? hash : 1;
 }
 
+/* What is done, and where the preloaded library has found it out, by whom. */
+enum deed { DEED_TAKES, DEED_RELEASES, DEED_OF_LINE, DEED_OF_COLLECTOR };
+
+/* What the garbage collector does is a stack of its own. A global function, as walk is. */
+__noinline int tell_collector(struct rm_process *process, struct thread *thread, enum deed deed)
+{
+	struct rm_stack_event *stack;
+
+	if (!process || !thread)
+		return 0;
+	stack = &thread->stack;
+	stack->collector = deed == DEED_OF_COLLECTOR;
+	if (deed == DEED_TAKES || deed == DEED_RELEASES)
+		stack->collector = stack->status == RM_STACK_COMPLETE &&
+				   is_collectors(process, &thread->collection, stack->thread_state, stack->stack, stack->frame_count,
+						 deed == DEED_RELEASES);
+	if (stack->collector)
+		stack->stack = mix(stack->stack, 0x67617262616765ull);
+	return 0;
+}
+
 /*
  * Walks the running thread's stack into thread->stack. `native`: by whom memory is asked for, where that is done. A global function:
  * the verifier looks into it once in a program, whatever is known where it is called.
  */
-__noinline int walk(struct rm_process *process, struct thread *thread, const struct native *native)
+__noinline int walk(struct rm_process *process, struct thread *thread, const struct native *native, enum deed deed)
 {
 	__u64 state = 0, fsbase = thread_pointer();
 	__u32 status = RM_STACK_NO_THREAD;
@@ -71,6 +92,7 @@ __noinline int walk(struct rm_process *process, struct thread *thread, const str
 	}
 	if (thread->stack.approximate)
 		count(RM_COUNT_APPROXIMATE);
+	tell_collector(process, thread, deed);
 	thread->stack.thread_start = 0;
 	if (status == RM_STACK_NO_THREAD && process->start_offset &&
 	    !READ_USER(&thread->stack.thread_start, sizeof(thread->stack.thread_start), fsbase + process->start_offset))
@@ -136,7 +158,7 @@ static __always_inline struct native caller_of_frame(const struct rm_process *pr
 }
 
 /* The tally met a stack: whose its site is. Told again now and then, should the announcement not have reached the buffer. */
-__noinline int tally_stack(struct rm_process *process, struct thread *thread, __u64 site, __u64 frame)
+__noinline int tally_stack(struct rm_process *process, struct thread *thread, __u64 site, __u64 frame, __u64 collector)
 {
 	struct rm_tally_key key = { .site = site };
 	struct native native = {};
@@ -146,7 +168,7 @@ __noinline int tally_stack(struct rm_process *process, struct thread *thread, __
 	key.process = process->id;
 	if (frame)
 		native = caller_of_frame(process, frame);
-	walk(process, thread, &native);
+	walk(process, thread, &native, collector ? DEED_OF_COLLECTOR : DEED_OF_LINE);
 	site_of(process, thread);
 	if (bpf_map_update_elem(&tally_stacks, &key, &thread->stack.stack, BPF_ANY))
 		count(RM_COUNT_TALLY_STACKS_FULL);

@@ -30,7 +30,7 @@ __noinline int release_block(struct rm_process *process, struct thread *thread, 
 		return 0;
 	}
 	thread->freed = address;
-	walk(process, thread, 0);
+	walk(process, thread, 0, DEED_RELEASES);
 	charge_block(process, thread, &block);
 	return 0;
 }
@@ -42,7 +42,7 @@ __noinline int record_block(struct rm_process *process, struct thread *thread, _
 	if (!process || !thread)
 		return 0;
 	bytes = thread->bytes;
-	walk(process, thread, &thread->caller);
+	walk(process, thread, &thread->caller, DEED_TAKES);
 	if (thread->old_address && !thread->old_known)
 		count(RM_COUNT_FREE_FROM_BEFORE);
 	if (thread->old_known)

@@ -219,7 +219,7 @@ __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u
 		count(RM_COUNT_ARENA_TOO_LARGE);
 	bpf_loop(DROP_GRANULES, drop_step_arena, &loop, 0);
 	if (loop.pages) {
-		walk(process, thread, 0);
+		walk(process, thread, 0, DEED_RELEASES);
 		charge_release(process, thread, (__u64)loop.pages * RM_PAGE, loop.pages);
 		add_net(process, thread, -(__s64)loop.pages * RM_PAGE);
 	}
@@ -258,7 +258,7 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	if (!thread)
 		return 0;
 	native = user_registers(process);
-	walk(process, thread, &native);
+	walk(process, thread, &native, DEED_TAKES);
 	charge_allocation(process, thread, RM_PAGE, 1);
 	remember_block(process, thread, address & ~(__u64)(RM_PAGE - 1), RM_PAGE);
 	add_net(process, thread, RM_PAGE);
@@ -490,7 +490,7 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	count(RM_COUNT_EVENTS);
 	process->own_mappings = 1;
 	native = user_registers(process);
-	walk(process, thread, change == RM_MAP_MUNMAP ? 0 : &native);
+	walk(process, thread, change == RM_MAP_MUNMAP ? 0 : &native, change == RM_MAP_MUNMAP ? DEED_RELEASES : DEED_TAKES);
 	site_of(process, thread);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record) {

@@ -79,6 +79,7 @@ struct thread {
 	__s64 tally_highest; /* struct rm_tally_thread's, as last read */
 	__u32 active_count;
 	__u32 limit_due; /* the process passed its limit in a system call of this thread: it is told at the end of that */
+	struct collection collection;
 	struct native caller; /* of the outermost call of the malloc family under way */
 	struct native native; /* of the last walk */
 	struct active active[RM_MAX_ACTIVE];

@@ -36,10 +36,11 @@ __noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
 	count(RM_COUNT_EVENTS);
 	if (own) {
 		native = user_registers(process);
-		walk(process, thread, change > 0 ? &native : 0);
+		walk(process, thread, change > 0 ? &native : 0, change > 0 ? DEED_TAKES : DEED_RELEASES);
 	} else {
 		thread->stack.frame_count = 0;
 		thread->stack.status = RM_STACK_FOREIGN;
+		thread->stack.collector = 0;
 		thread->native.instruction = 0;
 		thread->stack.stack = mix(mix(0x726d70726f66ull, process->id), RM_STACK_FOREIGN);
 	}

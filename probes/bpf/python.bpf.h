@@ -213,6 +213,73 @@ static __always_inline bool is_shim(const struct rm_layout *layout, const union 
 	       (frame->bytes[layout->frame_owner & 127] & 0x7f) >= layout->owner_skip;
 }
 
+/* Does the interpreter of this thread state collect garbage? */
+static __always_inline bool is_collecting(const struct rm_process *process, __u64 thread_state)
+{
+	const struct rm_layout *layout = &process->layout;
+	__u64 at = process->collecting_address;
+	__u32 collecting = 0;
+
+	if (layout->interpreter_collecting != RM_ABSENT) {
+		if (READ_USER(&at, sizeof(at), thread_state + layout->thread_interpreter) || !at)
+			return false;
+		at += layout->interpreter_collecting;
+	}
+	return at && !READ_USER(&collecting, sizeof(collecting), at) && collecting;
+}
+
+/* Does this thread state hold the GIL, as that of the collector does? */
+static __always_inline bool holds_gil(const struct rm_process *process, __u64 thread_state)
+{
+	const struct rm_layout *layout = &process->layout;
+	__u64 holder = 0;
+	__u32 attached = 0;
+
+	if (process->holder_address)
+		return !READ_USER(&holder, sizeof(holder), process->holder_address) && holder == thread_state;
+	return layout->thread_attached != RM_ABSENT &&
+	       !READ_USER(&attached, sizeof(attached), thread_state + layout->thread_attached) &&
+	       (attached & layout->attached_mask) == layout->attached_value;
+}
+
+/* What a thread was doing when a collection of garbage was met in it. */
+struct collection {
+	__u64 stack; /* a hash; 0: that stack has moved on */
+	__u32 depth; /* its frames; 0: no collection runs */
+	__u32 pad;
+};
+
+/*
+ * Is this event the garbage collector's own? No word of the interpreter's tells which thread collects, and in which frame it was begun.
+ * The thread in which the collection is met first is taken to be its: others run only while a finalizer has let go of the GIL. The
+ * collector releases and asks for nothing, and its frame stands still meanwhile: what it calls, finalizers and callbacks, runs in deeper
+ * frames, and is theirs. Where one of those releases first, the collector is known when the stack is less deep again. A stack that moves
+ * on is not the one. `stack` is a hash of `depth` frames.
+ */
+static __always_inline bool is_collectors(struct rm_process *process, struct collection *met, __u64 thread_state, __u64 stack, __u32 depth,
+					  bool releases)
+{
+	if (!is_collecting(process, thread_state)) {
+		met->depth = 0;
+		if (process->collector)
+			process->collector = 0;
+		return false;
+	}
+	if ((process->collector && process->collector != thread_state) || !holds_gil(process, thread_state))
+		return false;
+	process->collector = thread_state;
+	if (!releases)
+		return false;
+	if (!met->depth || depth < met->depth) {
+		met->depth = depth;
+		met->stack = stack;
+		return true;
+	}
+	if (depth == met->depth && stack != met->stack)
+		met->stack = 0;
+	return depth == met->depth && met->stack;
+}
+
 /* A walk under way. */
 struct walk {
 	const struct rm_process *process;

@@ -7,8 +7,8 @@
 #include <bpf/bpf_core_read.h>
 
 #include "compat.bpf.h"
-#include "maps.bpf.h"
 #include "python.bpf.h"
+#include "maps.bpf.h"
 #include "tally.bpf.h"
 #include "emit.bpf.h"
 #include "charge.bpf.h"
@@ -80,7 +80,7 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 		return libraries_changed(process, current_thread(), PT_REGS_SP(ctx));
 	case RM_LAUNCH_STACK:
 		thread = current_thread();
-		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)) : 0;
+		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
 	case RM_LAUNCH_LINE:
 		thread = current_thread();
 		count(RM_COUNT_LINE_EVENTS);

@@ -104,7 +104,11 @@ struct rm_layout {
 	rm_u32 bytes_data;
 	rm_u32 arena_bytes;        /* what pymalloc asks of mmap at a time */
 	rm_u32 reserve_flags;      /* flags of the mmap of mimalloc, which takes its place in free-threaded builds, or RM_ABSENT */
-	rm_u32 pad;
+	rm_u32 thread_interpreter; /* PyThreadState.interp */
+	rm_u32 interpreter_collecting; /* PyInterpreterState.gc.collecting, i32 (3.9+), or RM_ABSENT */
+	rm_u32 thread_attached;    /* PyThreadState -> the u32 that tells whether it holds the GIL (3.12+), or RM_ABSENT */
+	rm_u32 attached_mask;      /* of that word */
+	rm_u32 attached_value;     /* what is there under the mask while it does */
 	struct rm_clean_up clean_up;
 };
 
@@ -167,6 +171,9 @@ struct rm_process {
 	rm_u32 order_minor;        /* events drawn since order_major */
 	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data, as specific_kind says */
 	rm_u64 finalizing_address; /* where _PyRuntime has the thread state that ends the interpreter; 0: not known */
+	rm_u64 collecting_address; /* of the i32 that tells whether garbage is collected (3.7, 3.8); 0: as layout.interpreter_collecting says */
+	rm_u64 holder_address;     /* of the thread state that holds the GIL (3.7 to 3.11); 0: as layout.thread_attached says */
+	rm_u64 collector;          /* the thread state that collects garbage, as far as it can be told; 0: none is known to */
 	rm_u64 code_type;          /* address of PyCode_Type, the type of every code object; 0: not known */
 	rm_u64 tally;              /* address of its struct rm_tally in the process; 0: its blocks are counted by probes */
 	rm_s64 tally_thread;       /* from the thread pointer to the thread's struct rm_tally_thread */
@@ -300,7 +307,8 @@ enum rm_launch_role {
 	RM_LAUNCH_LINE = 1,  /* (code, line, what) */
 	RM_LAUNCH_MARK = 2,  /* (code, order) */
 	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
-	RM_LAUNCH_STACK = 4, /* (site, frame): of the preloaded library, a stack its tally has not met before, and the frame of the call; 0: of none */
+	RM_LAUNCH_STACK = 4, /* (site, frame, collector): of the preloaded library, a stack its tally has not met before, the frame of the call
+			      * (0: of none), and whether the garbage collector is at work */
 	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
 	RM_LAUNCH_LOADED = 6, /* (): of the dynamic loader, it is about to change its list of libraries, or has */
 	RM_LAUNCH_LIMIT = 7, /* (enum rm_limit_call, value, handler) */
@@ -331,7 +339,7 @@ struct rm_stack_event {
 	rm_u32 status; /* enum rm_stack_status */
 	rm_u32 frame_count;
 	rm_u32 approximate; /* code of the JIT ran: the innermost frame may have been further on */
-	rm_u32 pad;
+	rm_u32 collector;   /* the garbage collector did it, which the innermost frame happened to start */
 	rm_u64 thread_state; /* address of the PyThreadState, for the check by user space */
 	rm_u64 fsbase;
 	rm_u64 thread_start; /* RM_STACK_NO_THREAD: the function its thread began with; 0: the first thread, or not known */

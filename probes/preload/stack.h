@@ -52,7 +52,7 @@ static inline bool is_seen(struct seen *seen, __u64 frame)
  * Walks the frames of `state`. Returns a stack status, and in *hash what tells this stack from others: all that the kernel side
  * hashes of each frame (walk_step and fingerprint_of in python.bpf.h).
  */
-static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, bool care)
+static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, __u32 *depth, bool care)
 {
 	const struct rm_layout *layout = &t->process.layout;
 	__u64 frame = 0, at, code, position, owner, sum = 0, one, first, filename, name, table, version, type, executor = 0;
@@ -112,6 +112,7 @@ static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u6
 		count(t, RM_COUNT_APPROXIMATE);
 		sum ^= 0x85ebca77c2b2ae63ull;
 	}
+	*depth = near;
 	*hash = sum;
 	return RM_STACK_COMPLETE;
 }
@@ -120,9 +121,16 @@ static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u6
  * The first walks are made with care, and each of their frames must have a code object: a Python that is not laid out as its version
  * says is found out before a wrong pointer is followed.
  */
-static __attribute__((noinline)) __u32 walk_with_care(struct rm_tally *t, __u64 state, __u64 *hash)
+static __attribute__((noinline)) __u32 walk_with_care(struct rm_tally *t, __u64 state, __u64 *hash, __u32 *depth)
 {
-	__u32 status = walk(t, state, hash, true);
+	__u32 status = walk(t, state, hash, depth, true);
+	__u64 interpreter, word;
+
+	/* What is_collecting follows is looked at as well. */
+	if (status == RM_STACK_COMPLETE && t->process.layout.interpreter_collecting != RM_ABSENT &&
+	    (!peek(&interpreter, state + t->process.layout.thread_interpreter, true) ||
+	     !peek(&word, (interpreter + t->process.layout.interpreter_collecting) & ~7ull, true)))
+		status = RM_STACK_UNREADABLE;
 
 	if (status == RM_STACK_UNREADABLE)
 		t->refused = 1;
@@ -139,12 +147,14 @@ static inline bool is_ending(const struct rm_process *process, __u64 state)
 	return ended_by && ended_by != state;
 }
 
-/* The stack that runs: a hash, never 0. `frame`: of the function that was called for memory, where that is to be known. */
+/* The stack that runs: a hash, never 0. `frame`: of the function that was called for memory; 0: memory is given back. */
 static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 {
 	struct rm_process *process = &t->process;
 	__u64 pointer = thread_pointer(), state = 0, hash = 0;
-	__u32 status = RM_STACK_NO_THREAD;
+	__u32 status = RM_STACK_NO_THREAD, depth = 0;
+
+	last.collector = false;
 
 	if (!(process->flags & RM_PYTHON))
 		goto known;
@@ -167,9 +177,12 @@ static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 	else if (unlikely(t->refused))
 		status = RM_STACK_UNREADABLE;
 	else if (unlikely(t->careful))
-		status = walk_with_care(t, state, &hash);
+		status = walk_with_care(t, state, &hash, &depth);
 	else
-		status = walk(t, state, &hash, false);
+		status = walk(t, state, &hash, &depth, false);
+	last.collector = status == RM_STACK_COMPLETE && is_collectors(process, &last.collection, state, hash, depth, !frame);
+	if (unlikely(last.collector))
+		hash ^= 0xa0761d6478bd642full;
 	if (unlikely(status == RM_STACK_TRUNCATED))
 		count(t, RM_COUNT_STACK_TRUNCATED);
 	else if (unlikely(status == RM_STACK_UNREADABLE))
@@ -211,7 +224,7 @@ static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack,
 	if (!site || put(t, &stacks, stack, number + 1) == NO_ROOM)
 		return 0;
 	site->announced = t->announcements;
-	rmprof_site_stack(number, frame);
+	rmprof_site_stack(number, frame, last.collector);
 	return number + 1;
 }
 
@@ -240,7 +253,7 @@ static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *numb
 	}
 	if (unlikely(site->announced != t->announcements)) {
 		site->announced = t->announcements;
-		rmprof_site_stack(last.site - 1, frame);
+		rmprof_site_stack(last.site - 1, frame, last.collector);
 	}
 	return site;
 }

@@ -56,10 +56,13 @@ static __thread struct {
 	__u64 stack;   /* the stack of the last event */
 	struct rm_tally *in; /* where that was counted: not where a fork counts */
 	__u32 site;    /* and its site plus one */
+	bool collector; /* it was the garbage collector's */
+	struct collection collection;
 } last;
 
 /* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. `frame` as in current_stack. */
-__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(UNUSED __u64 site, UNUSED const void *frame)
+__attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(UNUSED __u64 site, UNUSED const void *frame,
+												     UNUSED bool collector)
 {
 	__asm__("nop\n\tret");
 }

@@ -214,12 +214,13 @@ const NO_CLEAN_UP: abi::rm_clean_up = abi::rm_clean_up {
 /// The layout field by field, each under its own name; the compiler sees to it that none is left out.
 fn layout_of(layout: &Layout) -> abi::rm_layout {
     macro_rules! by_name {
-        ($($name:ident)*) => { abi::rm_layout { frame_bytes: frame_bytes(layout), lines_mended: 0, pad: 0, clean_up: NO_CLEAN_UP, $($name: layout.$name),* } };
+        ($($name:ident)*) => { abi::rm_layout { frame_bytes: frame_bytes(layout), lines_mended: 0, clean_up: NO_CLEAN_UP, $($name: layout.$name),* } };
     }
     by_name! {
         thread_head thread_head_hop thread_thread_id thread_executor frame_bytecode_index frame_base frame_back frame_code frame_code_tags frame_position frame_owner owner_skip
         position_kind code_base code_first_line code_filename code_name code_qualname code_line_table code_code code_version
         code_bytecode object_type str_length str_state str_ascii_data str_compact_data str_kind_shift str_compact_bit
         str_ascii_bit bytes_length bytes_data arena_bytes reserve_flags code_thread_bytecode thread_bytecode_entries
+        thread_interpreter interpreter_collecting thread_attached attached_mask attached_value
     }
 }

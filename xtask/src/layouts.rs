@@ -16,9 +16,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
+mod minors;
 mod opcodes;
 mod rules;
 
+use minors::{DEBUG_FIELDS, DEBUG_FIELDS_SINCE_3_14, MINORS, Minor, OPTIONAL};
 use rules::{FREE_THREADED, Name, Number, RULES};
 
 /// What was typed after `cargo xtask layouts`.
@@ -41,18 +43,6 @@ const ABSENT: u32 = u32::MAX;
 const FRAME_READ: u32 = 104;
 const CODE_READ: u32 = 96;
 
-/// Name of a field of the layout, and the C expression that gives it.
-type Fields = &'static [(&'static str, &'static str)];
-
-/// One minor: what to include and which fields its structs have.
-struct Minor {
-    number: u32,
-    headers: &'static [&'static str],
-    fields: &'static [Fields],
-    /// What the structs of its free-threaded builds have beside, where there are such builds.
-    free_threaded: Option<&'static [Fields]>,
-}
-
 /// A kind of build: its name in the data file, and what pyconfig.h then defines.
 struct Variant {
     name: &'static str,
@@ -67,230 +57,6 @@ const VARIANTS: &[Variant] = &[
     Variant { name: "free_threaded", macros: &["Py_GIL_DISABLED"], free_threaded: true },
     Variant { name: "free_threaded_debug", macros: &["Py_GIL_DISABLED", "Py_DEBUG"], free_threaded: true },
 ];
-
-const COMMON: Fields = &[
-    ("thread_next", "offsetof(PyThreadState, next)"),
-    ("thread_thread_id", "offsetof(PyThreadState, thread_id)"),
-    ("interpreter_next", "offsetof(PyInterpreterState, next)"),
-    ("code_first_line", "offsetof(PyCodeObject, co_firstlineno)"),
-    ("code_filename", "offsetof(PyCodeObject, co_filename)"),
-    ("code_name", "offsetof(PyCodeObject, co_name)"),
-    ("object_type", "offsetof(PyObject, ob_type)"),
-    ("str_length", "offsetof(PyASCIIObject, length)"),
-    ("str_state", "offsetof(PyASCIIObject, state)"),
-    ("str_ascii_data", "sizeof(PyASCIIObject)"),
-    ("str_compact_data", "sizeof(PyCompactUnicodeObject)"),
-    ("str_kind_shift", "STATE_BIT(kind)"),
-    ("str_compact_bit", "STATE_BIT(compact)"),
-    ("str_ascii_bit", "STATE_BIT(ascii)"),
-    ("bytes_length", "offsetof(PyVarObject, ob_size)"),
-    ("bytes_data", "offsetof(PyBytesObject, ob_sval)"),
-];
-
-const RUNTIME: Fields = &[("runtime_interpreters_head", "offsetof(_PyRuntimeState, interpreters.head)")];
-
-const FRAME_OBJECT: Fields = &[
-    ("thread_head", "offsetof(PyThreadState, frame)"),
-    ("frame_back", "offsetof(PyFrameObject, f_back)"),
-    ("frame_code", "offsetof(PyFrameObject, f_code)"),
-    ("frame_position", "offsetof(PyFrameObject, f_lasti)"),
-    ("code_code", "offsetof(PyCodeObject, co_code)"),
-    ("interpreter_threads_head", "offsetof(PyInterpreterState, tstate_head)"),
-];
-
-const FRAME_LINKS: Fields = &[
-    ("frame_back", "offsetof(_PyInterpreterFrame, previous)"),
-    ("frame_owner", "offsetof(_PyInterpreterFrame, owner)"),
-    ("native_thread_id", "offsetof(PyThreadState, native_thread_id)"),
-    ("interpreter_threads_head", "offsetof(PyInterpreterState, threads.head)"),
-    ("code_qualname", "offsetof(PyCodeObject, co_qualname)"),
-    ("code_line_table", "offsetof(PyCodeObject, co_linetable)"),
-    ("code_bytecode", "offsetof(PyCodeObject, co_code_adaptive)"),
-];
-
-const C_FRAME: Fields = &[
-    ("thread_head", "offsetof(PyThreadState, cframe)"),
-    ("thread_head_hop", "offsetof(_PyCFrame, current_frame)"),
-    ("frame_position", "offsetof(_PyInterpreterFrame, prev_instr)"),
-];
-
-const FRAME_CODE: Fields = &[("frame_code", "offsetof(_PyInterpreterFrame, f_code)")];
-const LNOTAB: Fields = &[("code_line_table", "offsetof(PyCodeObject, co_lnotab)")];
-const LINE_TABLE: Fields = &[("code_line_table", "offsetof(PyCodeObject, co_linetable)")];
-const KEY_OF_GILSTATE: Fields = &[("runtime_key", "offsetof(_PyRuntimeState, gilstate.autoTSSkey._key)")];
-const KEY_OF_RUNTIME: Fields = &[("runtime_key", "offsetof(_PyRuntimeState, autoTSSkey._key)")];
-const FINALIZING: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, _finalizing)")];
-const FINALIZING_TO_3_8: Fields = &[("runtime_finalizing", "offsetof(_PyRuntimeState, finalizing)")];
-const EVAL_FRAME: Fields = &[("interpreter_eval_frame", "offsetof(PyInterpreterState, eval_frame)")];
-
-const SINCE_3_12: Fields = &[("code_version", "offsetof(PyCodeObject, co_version)"), ("arena_bytes", "ARENA_SIZE")];
-
-const OWNED_BY_C_STACK: Fields = &[("owner_skip", "FRAME_OWNED_BY_CSTACK")];
-const SINCE_3_14: Fields = &[
-    ("owner_skip", "FRAME_OWNED_BY_INTERPRETER"),
-    ("frame_code_tags", "Py_TAG_BITS"),
-    ("thread_executor", "offsetof(PyThreadState, current_executor)"),
-];
-
-const THREAD_BYTECODE: Fields = &[
-    ("frame_bytecode_index", "offsetof(_PyInterpreterFrame, tlbc_index)"),
-    ("code_thread_bytecode", "offsetof(PyCodeObject, co_tlbc)"),
-    ("thread_bytecode_entries", "offsetof(_PyCodeArray, entries)"),
-];
-
-const FRAME_SINCE_3_13: Fields = &[
-    ("thread_head", "offsetof(PyThreadState, current_frame)"),
-    ("frame_code", "offsetof(_PyInterpreterFrame, f_executable)"),
-    ("frame_position", "offsetof(_PyInterpreterFrame, instr_ptr)"),
-];
-
-const FRAME_OBJECT_HEADERS: &[&str] = &["frameobject.h", "internal/pycore_interp.h", "internal/pycore_runtime.h"];
-const FRAME_HEADERS: &[&str] = &["internal/pycore_interp.h", "internal/pycore_runtime.h", "internal/pycore_frame.h"];
-const SINCE_3_12_HEADERS: &[&str] =
-    &["internal/pycore_interp.h", "internal/pycore_runtime.h", "internal/pycore_frame.h", "internal/pycore_obmalloc.h"];
-
-const SINCE_3_14_HEADERS: &[&str] = &[
-    "internal/pycore_interp.h",
-    "internal/pycore_runtime.h",
-    "internal/pycore_interpframe.h",
-    "internal/pycore_stackref.h",
-    "internal/pycore_obmalloc.h",
-];
-
-const MINORS: &[Minor] = &[
-    Minor {
-        number: 6,
-        headers: &["frameobject.h"],
-        fields: &[COMMON, FRAME_OBJECT, LNOTAB, EVAL_FRAME],
-        free_threaded: None,
-    },
-    Minor {
-        number: 7,
-        headers: &["frameobject.h", "internal/pystate.h"],
-        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
-        free_threaded: None,
-    },
-    Minor {
-        number: 8,
-        headers: &["frameobject.h", "internal/pycore_pystate.h"],
-        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, EVAL_FRAME, FINALIZING_TO_3_8],
-        free_threaded: None,
-    },
-    Minor {
-        number: 9,
-        headers: FRAME_OBJECT_HEADERS,
-        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LNOTAB, KEY_OF_GILSTATE, FINALIZING],
-        free_threaded: None,
-    },
-    Minor {
-        number: 10,
-        headers: FRAME_OBJECT_HEADERS,
-        fields: &[COMMON, RUNTIME, FRAME_OBJECT, LINE_TABLE, KEY_OF_GILSTATE, FINALIZING],
-        free_threaded: None,
-    },
-    Minor {
-        number: 11,
-        headers: FRAME_HEADERS,
-        fields: &[COMMON, RUNTIME, FRAME_LINKS, C_FRAME, FRAME_CODE, KEY_OF_GILSTATE, FINALIZING],
-        free_threaded: None,
-    },
-    Minor {
-        number: 12,
-        headers: SINCE_3_12_HEADERS,
-        fields: &[
-            COMMON,
-            RUNTIME,
-            FRAME_LINKS,
-            C_FRAME,
-            FRAME_CODE,
-            KEY_OF_RUNTIME,
-            FINALIZING,
-            SINCE_3_12,
-            OWNED_BY_C_STACK,
-        ],
-        free_threaded: None,
-    },
-    Minor {
-        number: 13,
-        headers: SINCE_3_12_HEADERS,
-        fields: &[
-            COMMON,
-            RUNTIME,
-            FRAME_LINKS,
-            FRAME_SINCE_3_13,
-            KEY_OF_RUNTIME,
-            FINALIZING,
-            SINCE_3_12,
-            OWNED_BY_C_STACK,
-        ],
-        free_threaded: Some(&[]),
-    },
-    Minor {
-        number: 14,
-        headers: SINCE_3_14_HEADERS,
-        fields: &[COMMON, RUNTIME, FRAME_LINKS, FRAME_SINCE_3_13, KEY_OF_RUNTIME, FINALIZING, SINCE_3_12, SINCE_3_14],
-        free_threaded: Some(&[THREAD_BYTECODE]),
-    },
-    Minor {
-        number: 15,
-        headers: SINCE_3_14_HEADERS,
-        fields: &[COMMON, RUNTIME, FRAME_LINKS, FRAME_SINCE_3_13, FINALIZING, SINCE_3_12, SINCE_3_14],
-        free_threaded: Some(&[THREAD_BYTECODE]),
-    },
-];
-
-/// Fields that a minor may lack: written as [`ABSENT`]. Any other field without a value is an error.
-const OPTIONAL: &[&str] = &[
-    "runtime_key",
-    "runtime_finalizing",
-    "thread_head_hop",
-    "frame_owner",
-    "owner_skip",
-    "code_qualname",
-    "code_code",
-    "code_version",
-    "code_bytecode",
-    "native_thread_id",
-    "interpreter_eval_frame",
-    "thread_executor",
-    "frame_bytecode_index",
-    "code_thread_bytecode",
-    "thread_bytecode_entries",
-    "reserve_flags",
-];
-
-/// Fields of `_Py_DebugOffsets` (3.13 and later) that are compared with the layout while a process runs.
-const DEBUG_FIELDS: &[&str] = &[
-    "cookie",
-    "version",
-    "free_threaded",
-    "runtime_state.interpreters_head",
-    "interpreter_state.next",
-    "interpreter_state.threads_head",
-    "thread_state.next",
-    "thread_state.current_frame",
-    "thread_state.thread_id",
-    "thread_state.native_thread_id",
-    "interpreter_frame.previous",
-    "interpreter_frame.executable",
-    "interpreter_frame.instr_ptr",
-    "interpreter_frame.owner",
-    "code_object.filename",
-    "code_object.name",
-    "code_object.qualname",
-    "code_object.linetable",
-    "code_object.firstlineno",
-    "code_object.co_code_adaptive",
-    "pyobject.ob_type",
-    "bytes_object.ob_size",
-    "bytes_object.ob_sval",
-    "unicode_object.state",
-    "unicode_object.length",
-    "unicode_object.asciiobject_size",
-];
-
-/// And from 3.14 on.
-const DEBUG_FIELDS_SINCE_3_14: &[&str] = &["interpreter_frame.tlbc_index", "code_object.co_tlbc"];
 
 /// Writes the layouts of the versions given, or compares them with the files in the tree.
 ///
@@ -333,7 +99,7 @@ fn minor_of(text: &str) -> Result<&'static Minor> {
     number.and_then(|number| MINORS.iter().find(|minor| minor.number == number)).with_context(|| {
         let known: Vec<String> = MINORS.iter().map(|minor| format!("3.{}", minor.number)).collect();
         format!(
-            "{text} is not a known version\nhint: known are {}; a new one is a row in xtask/src/layouts.rs",
+            "{text} is not a known version\nhint: known are {}; a new one is a row in xtask/src/layouts/minors.rs",
             known.join(", ")
         )
     })
@@ -499,6 +265,8 @@ fn c_program(minor: &Minor, variant: &Variant) -> String {
          #if PY_MAJOR_VERSION != 3 || PY_MINOR_VERSION != {}\n#error these headers are of another version\n#endif\n\
          #define STATE_BIT(field) ({{ PyASCIIObject o = {{0}}; unsigned word; o.state.field = 1; \
          __builtin_memcpy(&word, &o.state, 4); (unsigned)__builtin_ctz(word); }})\n\
+         #define STATUS_BIT(field) ({{ static PyThreadState t; unsigned word; t._status.field = 1; \
+         __builtin_memcpy(&word, &t._status, 4); word; }})\n\
          #define SHOW(name, value) printf(\"%s %lu\\n\", name, (unsigned long)(value))\n\
          int main(void) {{\nputs(\"headers_of \" PY_VERSION);\n",
         minor.number

@@ -337,6 +337,7 @@ fn parse_stack(process: ProcessId, record: &[u8]) -> Option<Event> {
             status: stack_status(status),
             frames,
             approximate: field::<u32>(record, offset_of!(abi::rm_stack_event, approximate))? != 0,
+            collector: field::<u32>(record, offset_of!(abi::rm_stack_event, collector))? != 0,
             origin: Origin::default(),
         },
         thread_state: field(record, offset_of!(abi::rm_stack_event, thread_state))?,

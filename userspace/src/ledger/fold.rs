@@ -39,6 +39,8 @@ pub enum Reason {
     StackLost,
     /// The innermost frame's code object could not be read.
     CodeNotRead,
+    /// The garbage collector, which became due while a line ran that did not ask for it.
+    Collector,
     /// Only the help that a started program gets from us was on the stack, or the debugger that it opened.
     OwnHelp,
 }
@@ -53,6 +55,7 @@ impl Reason {
             Reason::StackNotRead => "stack not read",
             Reason::StackLost => "stack lost",
             Reason::CodeNotRead => "code object not read",
+            Reason::Collector => "the garbage collector",
             Reason::OwnHelp => "rmprof-bpf's own help",
         }
     }
@@ -183,6 +186,9 @@ struct Folder<R, S> {
 
 impl<R: FnMut(Frame) -> Resolved, S: Fn(u32) -> bool> Folder<R, S> {
     fn add(&mut self, stack: &Stack, counts: &SiteCounts) {
+        if stack.collector {
+            return self.add_other(Reason::Collector, counts);
+        }
         self.on_stack.clear();
         self.lines.clear();
         let (mut innermost, mut shown) = (None, None);

@@ -35,14 +35,14 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
     let mut counts = Vec::new();
     for (index, (status, frames, site)) in sites.into_iter().enumerate() {
         let id = StackId(index as u64 + 1);
-        stacks.insert(id, Stack { status, frames, approximate: false, origin: Origin::default() });
+        stacks.insert(id, Stack { status, frames, approximate: false, collector: false, origin: Origin::default() });
         counts.push((id, site));
     }
     fold(counts, &stacks, resolve, |_| true)
 }
 
 fn complete(frames: Vec<Frame>) -> Stack {
-    Stack { status: StackStatus::Complete, frames, approximate: false, origin: Origin::default() }
+    Stack { status: StackStatus::Complete, frames, approximate: false, collector: false, origin: Origin::default() }
 }
 
 /// What a line that is shown called in functions that are not is its growth too.
@@ -177,6 +177,7 @@ fn any_stack() -> impl Strategy<Value = Stack> {
         status,
         frames,
         approximate: false,
+        collector: false,
         origin: Origin::default(),
     })
 }
@@ -215,7 +216,7 @@ proptest! {
 fn native_functions_have_the_bytes_that_were_asked_for() {
     let stack = |asked_in, thread, frames: Vec<Frame>| {
         let status = if frames.is_empty() { StackStatus::NoPythonFrame } else { StackStatus::Complete };
-        Stack { status, approximate: false, frames, origin: Origin { asked_in, thread } }
+        Stack { status, approximate: false, collector: false, frames, origin: Origin { asked_in, thread } }
     };
     let stacks = HashMap::from([
         (StackId(1), stack(Some(7), None, vec![frame(2, 20), frame(1, 10)])),
@@ -228,4 +229,18 @@ fn native_functions_have_the_bytes_that_were_asked_for() {
     assert_eq!(folded.asked_in[&at(1, 10)], BTreeMap::from([(7, 10), (8, 20)]));
     assert_eq!(folded.asked_in[&at(2, 20)], BTreeMap::from([(7, 10)]));
     assert_eq!(folded.other, BTreeMap::from([(Reason::Thread(9), 39)]));
+}
+
+#[test]
+fn what_the_collector_did_is_on_no_line() {
+    let stacks = HashMap::from([
+        (StackId(1), complete(vec![frame(2, 20), frame(1, 10)])),
+        (StackId(2), Stack { collector: true, ..complete(vec![frame(2, 20), frame(1, 10)]) }),
+    ]);
+    let released = SiteCounts { released_bytes: 70, ..SiteCounts::default() };
+    let folded = fold([(StackId(1), grew(100)), (StackId(2), released)], &stacks, resolve, |_| true);
+    assert_eq!(folded.lines[&at(2, 20)].increment, 100);
+    assert_eq!(folded.lines[&at(1, 10)].freed, 0);
+    assert_eq!(folded.other, BTreeMap::from([(Reason::Collector, -70)]));
+    assert_eq!((folded.net_bytes(), folded.unattributed_bytes), (30, 0));
 }

@@ -52,6 +52,8 @@ pub struct Stack {
     pub frames: Vec<Frame>,
     /// Code of Python's JIT ran: the innermost frame may have been further on in its function than its position says.
     pub approximate: bool,
+    /// The garbage collector did it, which became due while the innermost frame ran.
+    pub collector: bool,
     /// What is known of it besides.
     pub origin: Origin,
 }

@@ -192,6 +192,21 @@ pub struct Layout {
     pub arena_bytes: u32,
     /// Flags of the `mmap` by which mimalloc reserves address space for what it hands out (free-threaded).
     pub reserve_flags: u32,
+    /// `PyThreadState.interp`.
+    pub thread_interpreter: u32,
+    /// `PyInterpreterState.gc.collecting`, i32: garbage is collected (3.9 and later; not in free-threaded builds, where it does not tell by
+    /// which thread).
+    pub interpreter_collecting: u32,
+    /// `PyThreadState` to the u32 that tells whether it holds the GIL (3.12 and later).
+    pub thread_attached: u32,
+    /// Which bits of that word.
+    pub attached_mask: u32,
+    /// And what they are while it does.
+    pub attached_value: u32,
+    /// `_PyRuntime.gc.collecting` (3.7, 3.8).
+    pub runtime_collecting: u32,
+    /// `_PyRuntime` to the thread state that holds the GIL (3.7 to 3.11).
+    pub runtime_holder: u32,
     /// Where the state of the whole process is found, called `_PyRuntime` in what follows.
     pub runtime: RuntimeKind,
     /// `_PyRuntime` to its first interpreter (`interpreters.head`).
@@ -310,6 +325,7 @@ impl Layout {
             ("interpreter_next", self.interpreter_next),
             ("interpreter_threads_head", self.interpreter_threads_head),
             ("thread_next", self.thread_next),
+            ("thread_interpreter", self.thread_interpreter),
         ];
         if let Some((name, offset)) = offsets.into_iter().find(|(_, offset)| *offset > LONGEST) {
             return Err(format!("{name} is {offset}, which is beyond any struct"));
@@ -319,6 +335,15 @@ impl Layout {
         }
         if self.thread_slot == SlotKind::TssKey && self.runtime_key > LONGEST {
             return Err(format!("runtime_key is {}, which is beyond any struct", self.runtime_key));
+        }
+        let optional = [
+            ("interpreter_collecting", self.interpreter_collecting),
+            ("thread_attached", self.thread_attached),
+            ("runtime_collecting", self.runtime_collecting),
+            ("runtime_holder", self.runtime_holder),
+        ];
+        if let Some((name, offset)) = optional.into_iter().find(|(_, offset)| *offset > LONGEST && *offset != ABSENT) {
+            return Err(format!("{name} is {offset}, which is beyond any struct"));
         }
         if self.position_kind > POSITION_POINTER {
             return Err(format!("position_kind is {}", self.position_kind));

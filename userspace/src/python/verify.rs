@@ -137,13 +137,18 @@ use Within::{CodeRead, FrameRead, Struct};
 
 type Field = fn(&mut Layout) -> &mut u32;
 
+/// Between two fields of which one is within the other.
+const PLUS: &str = " + ";
+
 /// The fields of `_Py_DebugOffsets` (Include/internal/pycore_runtime.h, 3.13) and those of the layout they are compared with.
 const FIELDS: &[(&str, Within, Field)] = &[
     ("runtime_state.interpreters_head", Struct, |l| &mut l.runtime_interpreters_head),
     ("interpreter_state.next", Struct, |l| &mut l.interpreter_next),
     ("interpreter_state.threads_head", Struct, |l| &mut l.interpreter_threads_head),
+    ("interpreter_state.gc + gc.collecting", Struct, |l| &mut l.interpreter_collecting),
     ("thread_state.next", Struct, |l| &mut l.thread_next),
     ("thread_state.current_frame", Struct, |l| &mut l.thread_head),
+    ("thread_state.interp", Struct, |l| &mut l.thread_interpreter),
     ("thread_state.thread_id", Struct, |l| &mut l.thread_thread_id),
     ("thread_state.native_thread_id", Struct, |l| &mut l.native_thread_id),
     ("interpreter_frame.previous", FrameRead, |l| &mut l.frame_back),
@@ -215,8 +220,16 @@ struct Table<'a, M: Memory + ?Sized> {
 }
 
 impl<M: Memory + ?Sized> Table<'_, M> {
-    /// A field's value; `None` where the layout does not know its position.
-    fn value(&self, name: &str) -> Result<Option<u64>, OffsetsError> {
+    /// A field's value, or the sum of those of several with ` + ` between them; `None` where the layout does not know a position.
+    fn value(&self, names: &str) -> Result<Option<u64>, OffsetsError> {
+        let mut sum = Some(0u64);
+        for name in names.split(PLUS) {
+            sum = sum.zip(self.one(name)?).map(|(sum, value)| sum.wrapping_add(value));
+        }
+        Ok(sum)
+    }
+
+    fn one(&self, name: &str) -> Result<Option<u64>, OffsetsError> {
         let Some(position) = self.layout.debug_offsets.get(name) else { return Ok(None) };
         let address = self.address.wrapping_add((*position).into());
         let failed = |source| OffsetsError::Memory { address: self.address, source };
@@ -327,7 +340,9 @@ mod tests {
                 CodeRead => layout.code_base,
             };
             let offset = *field(&mut copy);
-            put(name, if offset == ABSENT { 0 } else { u64::from(offset + base) });
+            let (first, second) = name.split_once(PLUS).unwrap_or((name, ""));
+            put(first, if offset == ABSENT { 0 } else { u64::from(offset + base) });
+            put(second, 0);
         }
         Words(words)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::collections;
 use super::command_text::{CommandText, STRING};
 use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::COUNTERS;
@@ -267,11 +268,14 @@ fn fold_image(image: &mut Image, totals: &Totals, plan: &ReportPlan) -> (Vec<(St
         let frameless = !matches!(status, StackStatus::Complete | StackStatus::Truncated);
         if frameless && !image.stacks.contains_key(stack) {
             let (frames, origin) = (Vec::new(), Origin::default());
-            image.stacks.insert(*stack, Stack { status: *status, frames, approximate: false, origin });
+            image
+                .stacks
+                .insert(*stack, Stack { status: *status, frames, approximate: false, collector: false, origin });
         }
     }
     sites.extend(image.mapped.iter().map(|(stack, counts)| (*stack, *counts)));
     image.set_origins();
+    collections::settle(image);
     let is_shown = |function: u32| {
         let file = image.functions.get(function as usize).map(|info| info.code.filename.as_str());
         file.is_some_and(|file| plan.options.selection.shows(file, is_own_file(file)))

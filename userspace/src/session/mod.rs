@@ -8,6 +8,7 @@ mod assemble;
 pub mod attach;
 mod beat;
 mod checked;
+mod collections;
 mod collector;
 mod command_text;
 mod filter;

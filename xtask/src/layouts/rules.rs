@@ -134,6 +134,18 @@ pub const RULES: &[Rule] = &[
         source: "Include/internal/pycore_stackref.h: f_executable is a _PyStackRef, a pointer with tag bits",
     },
     Rule {
+        minors: 7..=8,
+        field: "runtime_collecting",
+        value: None,
+        source: "Modules/gcmodule.c, collect_generations and gc_collect_impl: set before and cleared after all that a collection does",
+    },
+    Rule {
+        minors: 9..=15,
+        field: "interpreter_collecting",
+        value: None,
+        source: "Modules/gcmodule.c, from 3.13 on Python/gc.c: set before and cleared after all that a collection does",
+    },
+    Rule {
         minors: 6..=9,
         field: "arena_bytes",
         value: Some(Number(256 << 10)),
@@ -149,6 +161,12 @@ pub const RULES: &[Rule] = &[
 
 /// What holds for free-threaded builds beside, and in place of what is said above.
 pub const FREE_THREADED: &[Rule] = &[
+    Rule {
+        minors: 13..=15,
+        field: "interpreter_collecting",
+        value: Some(Number(u32::MAX)),
+        source: "Python/gc_free_threading.c: other threads run beside a collection's finalizers, and nothing tells which of them collects",
+    },
     Rule {
         minors: 13..=15,
         field: "reserve_flags",
