@@ -59,6 +59,7 @@ pub struct Natives {
     cache: CacheNative<framehop::MayAllocateDuringUnwind>,
     looked: Option<Instant>,
     waiting: Vec<Waiting>,
+    given_up: u64,
     functions: Vec<Function>,
     numbers: HashMap<Function, u32>,
     calls: HashMap<StackId, u32>,
@@ -107,6 +108,11 @@ impl Natives {
         self.threads.get(&stack).copied()
     }
 
+    /// How many stacks have no native function since too many waited for their files.
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
     /// A function by its number.
     pub fn function(&self, number: u32) -> Option<&Function> {
         self.functions.get(number as usize)
@@ -126,6 +132,8 @@ impl Natives {
         }
         if self.waiting.len() < MOST_WAITING {
             self.waiting.push(what);
+        } else {
+            self.given_up += 1;
         }
     }
 
@@ -254,4 +262,18 @@ fn choose(frames: &[(u64, Module)], files: &Files) -> Option<(Function, bool)> {
 
 fn offset_in(module: &Module, address: u64) -> String {
     format!("{}+{:#x}", module.file.name, address.wrapping_sub(module.bias))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_find_no_room_to_wait_are_counted() {
+        let (mut natives, mut files) = (Natives::default(), Files::default());
+        for number in 0..MOST_WAITING as u64 + 2 {
+            natives.thread(StackId(number), 0x1000, &mut files, None);
+        }
+        assert_eq!(natives.given_up(), 2);
+    }
 }

@@ -41,7 +41,7 @@ pub struct Health {
     pub unattributed_bytes: u64,
     /// Events in code of Python's JIT, whose lines are approximate. By design of the JIT, and so nothing that went wrong.
     pub approximate_events: u64,
-    /// Every counter of the kernel side that is not zero: name and value. Only of things that went wrong: one of them makes
+    /// Every counter that is not zero, of the kernel side and ours: name and value. Only of things that went wrong: one of them makes
     /// the report say that it is not clean.
     pub counters: Vec<(String, u64)>,
     /// Processes that have ended and are in the sum of their command, to bound what is kept: nothing is missing.
@@ -49,6 +49,15 @@ pub struct Health {
 }
 
 impl Health {
+    /// Adds to a counter of things that went wrong.
+    pub fn count(&mut self, name: &str, more: u64) {
+        match self.counters.iter_mut().find(|(known, _)| known == name) {
+            Some((_, value)) => *value = value.saturating_add(more),
+            None if more > 0 => self.counters.push((name.into(), more)),
+            None => {}
+        }
+    }
+
     /// Nothing was lost, cut or unknown. The numbers of events say nothing about that.
     pub fn is_clean(&self) -> bool {
         let Self {

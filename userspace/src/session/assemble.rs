@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::collections;
 use super::command_text::{CommandText, STRING};
 use super::image::{FunctionInfo, Image};
-use crate::kernel::counters::COUNTERS;
+use crate::kernel::counters::{COUNTERS, EARLY_FULL, Missing, NATIVES_FULL};
 use crate::kernel::{Mode, Totals};
 use crate::ledger::{
     Folded, LineCounts, LineTotals, Origin, ProcessId, Reason, SiteCounts, Stack, StackId, StackStatus, fold,
@@ -72,6 +72,17 @@ impl Settled {
         }
     }
 
+    /// Records were dropped that waited for their images.
+    pub fn lose(&mut self, records: u64) {
+        self.health.lost = self.health.lost.saturating_add(records);
+        self.health.count(EARLY_FULL, records);
+    }
+
+    /// What is known to be missing.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// Is there any?
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
@@ -113,8 +124,10 @@ pub fn assemble(
         processes.insert(image.birth.id, measured(image, totals, plan, &mut of_images));
     }
     let mut health = health_of(totals);
-    let Health { events, unresolved_frames, unattributed_bytes, merged_processes, .. } = of_images;
+    let Health { events, lost, unresolved_frames, unattributed_bytes, merged_processes, counters, .. } = of_images;
     health.events = health.events.saturating_add(events);
+    health.lost = health.lost.saturating_add(lost);
+    counters.into_iter().for_each(|(name, value)| health.count(&name, value));
     health.unresolved_frames = unresolved_frames;
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(unattributed_bytes);
     health.merged_processes = merged_processes;
@@ -132,6 +145,7 @@ pub fn assemble(
 fn measured(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut Health) -> ProcessReport {
     let events = blocks_of(image.birth.id, totals, plan.mode);
     health.events = health.events.saturating_add(events);
+    health.count(NATIVES_FULL, image.natives.given_up());
     process(image, totals, plan, health)
 }
 
@@ -145,10 +159,12 @@ fn health_of(totals: &Totals) -> Health {
     let count = |name: &str| -> u64 {
         COUNTERS.iter().zip(&totals.counters).filter(|(row, _)| row.name == name).map(|(_, value)| *value).sum()
     };
-    let faults = COUNTERS.iter().zip(&totals.counters).filter(|(row, value)| row.loses && **value > 0);
+    let faults =
+        COUNTERS.iter().zip(&totals.counters).filter(|(row, value)| row.missing != Missing::Nothing && **value > 0);
+    let events = faults.clone().filter(|(row, _)| row.missing == Missing::Event);
     Health {
         events: count("events"),
-        lost: faults.clone().map(|(_, value)| *value).sum(),
+        lost: events.map(|(_, value)| *value).sum(),
         truncated_stacks: count("stack_truncated"),
         approximate_events: count("approximate"),
         unresolved_frames: 0,
@@ -336,4 +352,22 @@ fn add_line_events(line: &mut report::Line, counts: &LineCounts) {
     line.occurrences = Some(line.occurrences.unwrap_or(0) + counts.occurrences);
     line.mem_usage_bytes = Some(counts.resident_bytes);
     line.peak_bytes = Some(line.peak_bytes.unwrap_or(0).max(counts.peak_bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_whether_an_event_is_or_not() {
+        let mut totals = Totals { counters: vec![0; COUNTERS.len()], ..Totals::default() };
+        let index = |name: &str| COUNTERS.iter().position(|row| row.name == name).unwrap();
+        totals.counters[index("line_events")] = 9;
+        assert!(health_of(&totals).is_clean());
+        totals.counters[index("ring_full_native")] = 2;
+        let health = health_of(&totals);
+        assert_eq!((health.lost, health.counters), (0, vec![("ring_full_native".to_owned(), 2)]));
+        totals.counters[index("ring_full_map")] = 3;
+        assert_eq!(health_of(&totals).lost, 3);
+    }
 }

@@ -187,6 +187,7 @@ impl Collector {
         for event in events {
             if !self.images.contains_key(&event.process()) {
                 if self.early.len() >= MOST_EARLY {
+                    self.settled.lose(self.early.len() as u64);
                     self.early.clear();
                 }
                 self.early.push(event);
@@ -245,5 +246,23 @@ impl Collector {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the birth of an image is not heard, its records go at last, and are missed.
+    #[test]
+    fn records_that_are_dropped_are_counted() {
+        let mut collector = Collector::default();
+        let hello = |_| Event::Hello { process: ProcessId(1) };
+        collector.record((0..MOST_EARLY).map(hello).collect());
+        assert_eq!(collector.settled.health().lost, 0);
+        collector.record(vec![hello(0)]);
+        let dropped = MOST_EARLY as u64;
+        assert_eq!(collector.settled.health().lost, dropped);
+        assert_eq!(collector.settled.health().counters, [("early_full".to_owned(), dropped)]);
     }
 }
