@@ -130,6 +130,7 @@ impl Machine {
             }
             Expression::RunAsync(value) => {
                 let coroutine = self.evaluate(frame, value)?;
+                self.world.note_loop();
                 return self.in_library(|| self.awaited(true, coroutine));
             }
             Expression::Thread(target, arguments) => {

@@ -18,6 +18,8 @@ pub struct Totals {
     pub allocated: i64,
     pub freed: i64,
     pub own: i64,
+    /// Event loops that were run on the line, whose own objects are nothing that the model knows.
+    pub loops: i64,
 }
 
 /// Of every line of every function: (id of the function, line).
@@ -36,18 +38,29 @@ pub struct World {
 impl World {
     fn charge(&self, allocated: u64, freed: u64) {
         let (allocated, freed) = (i64::try_from(allocated).unwrap(), i64::try_from(freed).unwrap());
-        let stack = self.stack.borrow();
+        self.add(|totals| {
+            totals.allocated += allocated;
+            totals.freed += freed;
+        });
+        if let Some(Some(frame)) = self.stack.borrow().last() {
+            let mut lines = self.lines.borrow_mut();
+            lines.entry((frame.function.id, frame.line.get())).or_default().own += allocated - freed;
+        }
+    }
+
+    /// An event loop runs.
+    pub fn note_loop(&self) {
+        self.add(|totals| totals.loops += 1);
+    }
+
+    /// Adds to the lines on the stack, of each function once.
+    fn add(&self, mut more: impl FnMut(&mut Totals)) {
         let mut lines = self.lines.borrow_mut();
         let mut seen = HashSet::new();
-        for frame in stack.iter().rev().flatten() {
+        for frame in self.stack.borrow().iter().rev().flatten() {
             if seen.insert(frame.function.id) {
-                let totals = lines.entry((frame.function.id, frame.line.get())).or_default();
-                totals.allocated += allocated;
-                totals.freed += freed;
+                more(lines.entry((frame.function.id, frame.line.get())).or_default());
             }
-        }
-        if let Some(Some(frame)) = stack.last() {
-            lines.entry((frame.function.id, frame.line.get())).or_default().own += allocated - freed;
         }
     }
 }

@@ -79,6 +79,7 @@ impl Settled {
     }
 
     /// What is known to be missing.
+    #[cfg(test)]
     pub fn health(&self) -> &Health {
         &self.health
     }
