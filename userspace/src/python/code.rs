@@ -169,7 +169,7 @@ impl CodeObject {
             name,
             first_line: sane_first_line(raw.first_line),
             clean_ups: Vec::new(),
-            lines: LineTable { kind, bytes: raw.line_table.to_vec() },
+            lines: LineTable { kind, bytes: raw.line_table.to_vec(), bytecode_bytes: None },
         })
     }
 
@@ -249,6 +249,7 @@ pub fn read(memory: &(impl Memory + ?Sized), address: u64, layout: &Layout) -> R
         lines: LineTable {
             kind: layout.line_table_kind,
             bytes: read_table(memory, address, pointer(layout.code_line_table), layout)?,
+            bytecode_bytes: None,
         },
     };
     Ok((code, fingerprint(&head, layout)))
@@ -383,7 +384,11 @@ mod tests {
             name: name.into(),
             qualified_name: name.into(),
             first_line,
-            lines: LineTable { kind: LineTableKind::Lnotab, bytes: steps.iter().flat_map(|step| [2, *step]).collect() },
+            lines: LineTable {
+                kind: LineTableKind::Lnotab,
+                bytes: steps.iter().flat_map(|step| [2, *step]).collect(),
+                bytecode_bytes: None,
+            },
             clean_ups: Vec::new(),
         };
         for (name, first_line, steps) in

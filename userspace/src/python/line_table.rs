@@ -24,6 +24,8 @@ pub struct LineTable {
     pub kind: LineTableKind,
     /// As it stands in the process.
     pub bytes: Vec<u8>,
+    /// How long the bytecode is, where that is known: a table of up to 3.9 goes on with what the compiler has left out at the end.
+    pub bytecode_bytes: Option<u32>,
 }
 
 /// A stretch of bytecode with one line.
@@ -49,9 +51,9 @@ pub fn line_of(kind: LineTableKind, table: &[u8], first_line: u32, position: i32
     as_line(range.line)
 }
 
-/// All lines that have instructions, each once, ascending.
-pub fn lines(kind: LineTableKind, table: &[u8], first_line: u32) -> Vec<u32> {
-    let ranges = ranges(kind, table, first_line).filter(|range| range.end > range.start);
+/// All lines that have instructions, each once, ascending. `length`: of the bytecode, where it is known.
+pub fn lines(kind: LineTableKind, table: &[u8], first_line: u32, length: Option<u32>) -> Vec<u32> {
+    let ranges = with_instructions(kind, table, first_line, length);
     let mut lines: Vec<u32> = ranges.filter_map(|range| as_line(range.line)).collect();
     lines.sort_unstable();
     lines.dedup();
@@ -60,8 +62,8 @@ pub fn lines(kind: LineTableKind, table: &[u8], first_line: u32) -> Vec<u32> {
 
 /// The last source line the code object reaches, end lines of expressions included where the table knows them (3.11 and later).
 /// The first line where the table says nothing.
-pub fn last_line(kind: LineTableKind, table: &[u8], first_line: u32) -> u32 {
-    let ranges = ranges(kind, table, first_line).filter(|range| range.end > range.start);
+pub fn last_line(kind: LineTableKind, table: &[u8], first_line: u32, length: Option<u32>) -> u32 {
+    let ranges = with_instructions(kind, table, first_line, length);
     ranges.filter_map(|range| as_line(range.line).max(as_line(range.end_line))).fold(first_line, u32::max)
 }
 
@@ -73,18 +75,29 @@ impl LineTable {
 
     /// [`lines`] of this table.
     pub fn lines(&self, first_line: u32) -> Vec<u32> {
-        lines(self.kind, &self.bytes, first_line)
+        lines(self.kind, &self.bytes, first_line, self.bytecode_bytes)
     }
 
     /// [`last_line`] of this table.
     pub fn last_line(&self, first_line: u32) -> u32 {
-        last_line(self.kind, &self.bytes, first_line)
+        last_line(self.kind, &self.bytes, first_line, self.bytecode_bytes)
     }
 }
 
 /// A line that a source file can have.
 fn as_line(line: Option<i64>) -> Option<u32> {
     line.and_then(|line| u32::try_from(line).ok()).filter(|line| *line > 0)
+}
+
+/// The ranges in which there are instructions.
+fn with_instructions(
+    kind: LineTableKind,
+    table: &[u8],
+    first_line: u32,
+    length: Option<u32>,
+) -> impl Iterator<Item = Range> {
+    let length = length.map_or(u64::MAX, u64::from);
+    ranges(kind, table, first_line).filter(move |range| range.end > range.start && range.start < length)
 }
 
 /// The ranges of a table in the order of their addresses. Ends where the table is not well-formed.
@@ -226,9 +239,14 @@ mod tests {
         assert_eq!(line_of(Lnotab, &table, 10, 4), Some(138));
         assert_eq!(line_of(Lnotab, &table, 10, 6), Some(211));
         assert_eq!(line_of(Lnotab, &table, 10, 1 << 30), Some(210));
-        assert_eq!(lines(Lnotab, &table, 10), [10, 138, 210, 211]);
-        assert_eq!(last_line(Lnotab, &table, 10), 211);
-        assert_eq!(lines(Lnotab, &[], 7), [7]);
+        assert_eq!(lines(Lnotab, &table, 10, None), [10, 138, 210, 211]);
+        assert_eq!(last_line(Lnotab, &table, 10, None), 211);
+        assert_eq!(lines(Lnotab, &[], 7, None), [7]);
+        // As 3.8 has it where the last `return` was left out: the table goes on beyond the bytecode.
+        let table = [0, 1, 4, 1];
+        assert_eq!(lines(Lnotab, &table, 13, Some(4)), [14]);
+        assert_eq!(last_line(Lnotab, &table, 13, Some(4)), 14);
+        assert_eq!(lines(Lnotab, &table, 13, None), [14, 15]);
     }
 
     #[test]
@@ -238,7 +256,7 @@ mod tests {
         assert_eq!(line_of(Pep626, &table, 10, 4), None);
         assert_eq!(line_of(Pep626, &table, 10, 6), Some(16));
         assert_eq!(line_of(Pep626, &table, 10, 12), None);
-        assert_eq!(lines(Pep626, &table, 10), [10, 16]);
+        assert_eq!(lines(Pep626, &table, 10, None), [10, 16]);
     }
 
     #[test]
@@ -252,8 +270,8 @@ mod tests {
         assert_eq!(line_of(Pep657, &table, 10, 8), Some(15));
         assert_eq!(line_of(Pep657, &table, 10, 10), Some(15));
         assert_eq!(line_of(Pep657, &table, 10, 12), None);
-        assert_eq!(lines(Pep657, &table, 10), [11, 13, 15]);
-        assert_eq!(last_line(Pep657, &table, 10), 16);
+        assert_eq!(lines(Pep657, &table, 10, None), [11, 13, 15]);
+        assert_eq!(last_line(Pep657, &table, 10, None), 16);
         // A module's first instruction stands on line 0, which no file has.
         assert_eq!(line_of(Pep657, &[0xe8, 3], 1, 0), None);
     }
@@ -267,10 +285,10 @@ mod tests {
         ) {
             for kind in [Lnotab, Pep626, Pep657] {
                 let line = line_of(kind, &table, first_line, position);
-                let lines = lines(kind, &table, first_line);
+                let lines = lines(kind, &table, first_line, None);
                 prop_assert!(lines.is_sorted_by(|a, b| a < b) && lines.len() <= table.len() + 1);
                 prop_assert!(position < 0 || line.is_none_or(|line| lines.contains(&line)));
-                prop_assert!(lines.last().is_none_or(|line| *line <= last_line(kind, &table, first_line)));
+                prop_assert!(lines.last().is_none_or(|line| *line <= last_line(kind, &table, first_line, None)));
             }
         }
 
@@ -279,7 +297,7 @@ mod tests {
             let table = vec![byte; count];
             for kind in [Lnotab, Pep626, Pep657] {
                 line_of(kind, &table, first_line, i32::MAX);
-                last_line(kind, &table, first_line);
+                last_line(kind, &table, first_line, None);
             }
         }
     }

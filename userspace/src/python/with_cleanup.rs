@@ -62,19 +62,18 @@ struct Block {
     handler: usize,
 }
 
-/// Reads the bytecode of the code object at `address` and finds its clean-ups; none on versions that need none, or when it cannot
-/// be read: then the lines are CPython's own.
-pub fn read(layout: &Layout, memory: &(impl Memory + ?Sized), address: u64) -> Vec<CleanUp> {
-    let Some(version) = VERSIONS.iter().find(|version| version.minor == layout.minor) else { return Vec::new() };
-    let bytecode = || {
-        let place = u64::from(layout.code_base) + u64::from(layout.code_code);
-        let object = memory.read_u64(address.wrapping_add(place)).ok()?;
-        let length = usize::try_from(memory.read_u64(object.wrapping_add(layout.bytes_length.into())).ok()?).ok()?;
-        let mut bytes = vec![0; (length <= LONGEST_TABLE).then_some(length)?];
-        memory.read(object.wrapping_add(layout.bytes_data.into()), &mut bytes).ok()?;
-        Some(bytes)
-    };
-    bytecode().map_or_else(Vec::new, |bytecode| find(version, &bytecode))
+/// Reads the bytecode of the code object at `address`, on versions whose lines are mended by it. `None`: on others, or when it cannot be
+/// read; then the lines are CPython's own.
+pub fn read(layout: &Layout, memory: &(impl Memory + ?Sized), address: u64) -> Option<Vec<u8>> {
+    if !is_needed(layout.minor) {
+        return None;
+    }
+    let place = u64::from(layout.code_base) + u64::from(layout.code_code);
+    let object = memory.read_u64(address.wrapping_add(place)).ok()?;
+    let length = usize::try_from(memory.read_u64(object.wrapping_add(layout.bytes_length.into())).ok()?).ok()?;
+    let mut bytes = vec![0; (length <= LONGEST_TABLE).then_some(length)?];
+    memory.read(object.wrapping_add(layout.bytes_data.into()), &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Whether the lines of a version are to be mended by the bytecode.

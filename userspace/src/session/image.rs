@@ -299,7 +299,7 @@ impl Image {
         let bytecode = self.pieces.complete(key, &mut raw);
         let mut code = copied(&raw, &self.birth.layout).or_else(|| self.read(key));
         if let Some(code) = &mut code {
-            code.clean_ups = self.clean_ups(key, bytecode.as_deref());
+            self.mend(key, code, bytecode);
         }
         let index = code.map(|code| self.function_of(code));
         self.codes.insert(key, index);
@@ -308,12 +308,13 @@ impl Image {
         }
     }
 
-    fn clean_ups(&self, key: CodeKey, bytecode: Option<&[u8]>) -> Vec<with_cleanup::CleanUp> {
+    /// What the table of lines does not say, and the bytecode does (up to 3.9).
+    fn mend(&self, key: CodeKey, code: &mut CodeObject, bytecode: Option<Vec<u8>>) {
         let layout = &self.birth.layout;
-        bytecode.map_or_else(
-            || with_cleanup::read(layout, &self.memory(), key.address),
-            |bytecode| with_cleanup::of(layout.minor, bytecode),
-        )
+        if let Some(bytecode) = bytecode.or_else(|| with_cleanup::read(layout, &self.memory(), key.address)) {
+            code.clean_ups = with_cleanup::of(layout.minor, &bytecode);
+            code.lines.bytecode_bytes = u32::try_from(bytecode.len()).ok();
+        }
     }
 
     fn memory(&self) -> ImageMemory<'_> {
@@ -350,7 +351,7 @@ impl Image {
                 self.marks_waiting.push((key, order));
                 return;
             };
-            code.clean_ups = self.clean_ups(key, None);
+            self.mend(key, &mut code, None);
             let index = self.function_of(code);
             self.codes.insert(key, Some(index));
         }

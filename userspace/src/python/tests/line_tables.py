@@ -1,4 +1,4 @@
-# Prints, for every code object of many files of the standard library: first line, table, and the interpreter's own answer
+# Prints, for every code object of many files of the standard library (argument: how many, evenly spread): first line, table, and the interpreter's own answer
 # for every instruction (PyCode_Addr2Line; -1: no line), as runs "offset:line" and the length; then the lines that dis knows.
 import ctypes
 import dis
@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import types
 
-FILES = 330
+FILES = int(sys.argv[1])
 addr2line = ctypes.pythonapi.PyCode_Addr2Line
 addr2line.argtypes = [ctypes.py_object, ctypes.c_int]
 addr2line.restype = ctypes.c_int
@@ -20,9 +20,10 @@ def files():
         for name in sorted(names):
             path = os.path.join(folder, name)
             # Debian's sitecustomize.py is a link, which may lead nowhere.
-            if name.endswith(".py") and os.path.isfile(path) and os.path.getsize(path) < 60000:
+            if name.endswith(".py") and os.path.isfile(path):
                 found.append(path)
-    return found
+    step = max(1.0, len(found) / FILES)
+    return [found[int(at * step)] for at in range(min(FILES, len(found)))]
 
 
 def codes(code):
@@ -46,7 +47,8 @@ def show(code):
     if hasattr(code, "co_lines"):
         lines = {line for start, end, line in code.co_lines() if end > start}
     else:
-        lines = {line for _, line in dis.findlinestarts(code)}
+        # Up to 3.7 with what the compiler has left out at the end.
+        lines = {line for offset, line in dis.findlinestarts(code) if offset < length}
     ends = [-1]
     if hasattr(code, "co_positions"):
         ends += [place[1] for place in code.co_positions() if place[0] and place[1]]
@@ -56,8 +58,6 @@ def show(code):
 
 count = 0
 for path in files():
-    if count == FILES:
-        break
     try:
         with open(path, "rb") as source:
             module = compile(source.read(), path, "exec", dont_inherit=True)

@@ -25,8 +25,10 @@ fn every_instruction_has_the_line_its_interpreter_gives() {
 }
 
 fn compare(python: &Installed, layout: &Layout) {
+    // All of the library takes minutes.
+    let most = if std::env::var("RMPROF_STDLIB").is_ok_and(|which| which == "all") { 1 << 20 } else { 340 };
     let mut child = Command::new(&python.program)
-        .args(["-W", "ignore", "-c", include_str!("line_tables.py")])
+        .args(["-W", "ignore", "-c", include_str!("line_tables.py"), &most.to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -57,7 +59,8 @@ fn compare_code(layout: &Layout, line: &str, count: &mut Count) {
     let first_line = first_line.parse().unwrap();
     let table = from_hex(table.trim_start_matches('-'));
     let mut runs: Vec<(i32, i64)> = runs.split(',').map(pair).collect();
-    runs.push((length.parse().unwrap(), -1));
+    let length: u32 = length.parse().unwrap();
+    runs.push((length.try_into().unwrap(), -1));
     count.code_objects += 1;
     for run in runs.windows(2) {
         // Line 0, of a module's first instruction, is none that a file has.
@@ -71,13 +74,13 @@ fn compare_code(layout: &Layout, line: &str, count: &mut Count) {
         }
     }
     let wanted: Vec<u32> = own_lines.split(',').filter_map(|line| line.parse().ok()).collect();
-    let ours = lines(kind, &table, first_line);
+    let ours = lines(kind, &table, first_line, Some(length));
     if ours != wanted {
         count.mismatches.push(format!("lines {ours:?}, not {wanted:?}: {line}"));
     }
     // Where the interpreter tells end lines (3.11 and later), the last is the same.
     let last: i64 = last.parse().unwrap();
-    let ours = last_line(kind, &table, first_line);
+    let ours = last_line(kind, &table, first_line, Some(length));
     if last > 0 && i64::from(ours) != last.max(first_line.into()) {
         count.mismatches.push(format!("last line {ours}, not {last}: {line}"));
     }
