@@ -57,6 +57,8 @@ mod refused;
 mod rights;
 #[path = "live/rungs.rs"]
 mod rungs;
+#[path = "live/sample.rs"]
+mod sample;
 #[path = "live/signals.rs"]
 mod signals;
 #[path = "live/snapshots.rs"]

@@ -127,6 +127,22 @@ static long member_step(__u32 cpu, struct member_loop *loop)
 	return 0;
 }
 
+/* The same as far as it is folded, in any unit: all of a change but what fits into a CPU's batch (lib/percpu_counter.c). */
+static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
+{
+	struct mm_struct___old *old = (void *)mm;
+	__s64 count = 0;
+	void *at;
+
+	if (bpf_core_field_exists(old->rss_stat.count))
+		at = (void *)mm + bpf_core_field_offset(old->rss_stat) + member * sizeof(long);
+	else
+		at = (void *)mm + bpf_core_field_offset(mm->rss_stat) + member * bpf_core_type_size(struct percpu_counter) +
+		     bpf_core_field_offset(struct percpu_counter, count);
+	bpf_probe_read_kernel(&count, sizeof(count), at);
+	return count;
+}
+
 static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 {
 	struct mm_struct___old *old = (void *)mm;

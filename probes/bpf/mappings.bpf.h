@@ -135,7 +135,7 @@ struct arena_loop {
 	__u32 ours;
 	__u32 pages;
 	__u32 keep; /* the addresses stay the allocator's: only what is in the pages goes */
-	__u32 pad;
+	__u32 pages_each; /* what a page that was counted stands for */
 };
 
 static long add_step(__u32 step, struct arena_loop *loop)
@@ -166,6 +166,15 @@ __noinline int add_arena(struct rm_process *process, __u64 start, __u64 bytes)
 	return 0;
 }
 
+/*
+ * What a page of an arena that is counted stands for. Where blocks are sampled, so are pages, by the same rule in whole numbers: one of
+ * so many by chance, which then counts as all of them. It saves the walk and the sums, and the looking for owners at the end.
+ */
+static __always_inline __u32 pages_each(const struct rm_process *process)
+{
+	return process->page_sample ? process->page_sample : 1;
+}
+
 static long page_step(__u32 step, struct arena_loop *loop)
 {
 	struct block page = {};
@@ -174,7 +183,7 @@ static long page_step(__u32 step, struct arena_loop *loop)
 		return 0;
 	loop->pages++;
 	if (forget_block(loop->process, loop->granule * RM_ARENA_GRANULE + (__u64)step * RM_PAGE, &page))
-		owner_lost(loop->process, page.stack, RM_PAGE);
+		owner_lost(loop->process, page.stack, loop->pages_each * RM_PAGE);
 	return 0;
 }
 
@@ -192,13 +201,15 @@ static long drop_step_arena(__u32 step, struct arena_loop *loop)
 		return !loop->ours; /* a range that begins outside of arenas is none */
 	loop->ours = 1;
 	loop->granule = key.granule;
-	loop->bits = found->pages & bits & found->touched;
+	loop->bits = found->pages & bits & (loop->pages_each > 1 ? found->counted : found->touched);
 	if (!loop->keep)
 		__sync_fetch_and_and(&found->pages, ~bits);
 	__sync_fetch_and_and(&found->touched, ~bits);
+	__sync_fetch_and_and(&found->counted, ~bits);
 	if (!found->pages)
 		bpf_map_delete_elem(&arenas, &key);
-	bpf_loop(64, page_step, loop, 0);
+	if (loop->bits)
+		bpf_loop(64, page_step, loop, 0);
 	return 0;
 }
 
@@ -209,10 +220,12 @@ static long drop_step_arena(__u32 step, struct arena_loop *loop)
 __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u64 start, __u64 bytes, __u32 keep)
 {
 	struct arena_loop loop = { .process = process, .thread = thread, .start = start, .keep = keep };
+	__u64 pages;
 
 	if (!process || !thread)
 		return 0;
 	loop.end = start + whole_pages(bytes);
+	loop.pages_each = pages_each(process);
 	if (process->layout.reserve_flags != RM_ABSENT)
 		loop.ours = keep ? reserved_bits(process, start / RM_ARENA_GRANULE) != 0 : trim_reserved(process, start, loop.end);
 	if (loop.ours && bytes > (__u64)(DROP_GRANULES - 1) * RM_ARENA_GRANULE)
@@ -220,8 +233,9 @@ __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u
 	bpf_loop(DROP_GRANULES, drop_step_arena, &loop, 0);
 	if (loop.pages) {
 		walk(process, thread, 0, DEED_RELEASES);
-		charge_release(process, thread, (__u64)loop.pages * RM_PAGE, loop.pages);
-		add_net(process, thread, -(__s64)loop.pages * RM_PAGE);
+		pages = (__u64)loop.pages * loop.pages_each;
+		charge_release(process, thread, pages * RM_PAGE, pages);
+		add_net(process, thread, -(__s64)pages * RM_PAGE);
 	}
 	return loop.ours;
 }
@@ -234,6 +248,7 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	struct arena *arena;
 	struct thread *thread;
 	struct native native;
+	__u64 each;
 
 	if (!process)
 		return 0;
@@ -254,14 +269,18 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 		return 0;
 	if (__sync_fetch_and_or(&arena->touched, bit) & bit)
 		return 0; /* another thread was first */
+	each = pages_each(process);
+	if (each > 1 && bpf_get_prandom_u32() % each)
+		return 0;
+	__sync_fetch_and_or(&arena->counted, bit);
 	thread = current_thread();
 	if (!thread)
 		return 0;
 	native = user_registers(process);
 	walk(process, thread, &native, DEED_TAKES);
-	charge_allocation(process, thread, RM_PAGE, 1);
-	remember_block(process, thread, address & ~(__u64)(RM_PAGE - 1), RM_PAGE);
-	add_net(process, thread, RM_PAGE);
+	charge_allocation(process, thread, each * RM_PAGE, each);
+	remember_block(process, thread, address & ~(__u64)(RM_PAGE - 1), each * RM_PAGE);
+	add_net(process, thread, each * RM_PAGE);
 	return 0;
 }
 

@@ -24,10 +24,11 @@ struct arena_key {
 	__u32 pad;
 };
 
-/* 64 pages: which belong to an arena, and which of those were touched and so counted. */
+/* 64 pages: which belong to an arena, which of those were touched, and which of them were counted. */
 struct arena {
 	__u64 pages;
 	__u64 touched;
+	__u64 counted;
 };
 
 struct code_key {

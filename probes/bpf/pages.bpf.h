@@ -53,6 +53,26 @@ __noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
 	return 0;
 }
 
+/*
+ * Where blocks are sampled, resident memory is followed as the kernel itself tells it (VmRSS of /proc/PID/status): a change is looked at
+ * when it is folded into the counter of all CPUs, some 32 pages at a time. For a process that grows each page by page that is most
+ * of what it would pay.
+ */
+static __always_inline bool is_unfolded(struct rm_process *process, struct mm_struct *mm, __u32 member)
+{
+	__s64 count;
+
+	if (!process->page_sample || process->limit_bytes || process->memory != (__u64)mm || member >= MEMBERS)
+		return false;
+	barrier_var(member); /* the compiler is not to leave out the mask, by which the verifier knows that it is small */
+	member &= MEMBERS - 1;
+	count = member_folded(mm, member);
+	if (count == process->folded[member])
+		return true;
+	process->folded[member] = count;
+	return false;
+}
+
 static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 {
 	struct rm_process *process = current_process();
@@ -60,9 +80,13 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u64 memory = (__u64)mm;
 	bool counted = process && (process->flags & (RM_HEAP | RM_PAGES));
-	bool own = counted && (__u64)BPF_CORE_READ(task, mm) == memory;
+	bool own;
 	__s64 size, change, sum;
 
+	if (process && is_unfolded(process, mm, member))
+		return 0;
+	barrier_var(member); /* as above */
+	own = counted && (__u64)BPF_CORE_READ(task, mm) == memory;
 	if (own) {
 		if (process->memory && process->memory != memory)
 			return 0; /* of the image that is about to take its place (exec) */

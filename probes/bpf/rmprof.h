@@ -190,7 +190,8 @@ struct rm_process {
 	rm_u32 native_threads;     /* a thread was told of that began outside the interpreter: its function is to be named */
 	rm_u32 limit_signal;
 	rm_u32 limit_state;        /* enum rm_limit_state */
-	rm_u32 pad;
+	rm_u32 page_sample;        /* of so many pages of its arenas one is counted, for all; 0: each is */
+	rm_s64 folded[4];          /* where pages are sampled: its resident counters, without what single CPUs have not told yet */
 };
 
 enum rm_limit_state {
@@ -530,6 +531,7 @@ enum rm_counter {
 	RM_COUNT_RING_FULL_NATIVE,
 	RM_COUNT_NO_TALLY, /* a fork could not map its tally: its blocks are not counted */
 	RM_COUNT_NOT_HELD, /* a library was mapped, and the process could not be held to look at it first */
+	RM_COUNT_PAIRS_FULL, /* a sampled block is missing in the standard errors, in no other number */
 	RM_COUNTERS,
 };
 
@@ -551,12 +553,25 @@ enum rm_tally_limits {
 	RM_TALLY_FIRST_SITES = 1 << 13, /* in the first part */
 	RM_TALLY_HEAD_BYTES = 6 * RM_PAGE,
 
+	/* Only where blocks are sampled. */
+	RM_TALLY_PAIRS = 1 << 16, /* of a stack that asked for blocks and one that released them */
+	RM_TALLY_PAIR_BYTES = 16,
+	RM_TALLY_PAIR_STEPS = 64, /* places where a pair may be */
+	RM_TALLY_FILTER_BYTES = 1 << 14, /* how many sampled blocks are alive whose address has this hash, up to 255 */
+	RM_TALLY_EXACT = 1 << 10, /* sums of a thread's own; those that begin later share the last */
+	RM_TALLY_EXACT_BYTES = 64,
+	RM_TALLY_COUNT_SHIFT = 16, /* numbers of blocks have so many binary places: one that was sampled stands for no whole number */
+	RM_TALLY_VARIANCE_SHIFT = 24, /* and variances as many, in squares of the mean interval */
+
 	/* Where things are in a segment. The first part, up to the third levels, is there from the start, the others when they are needed:
 	 * a program's address space may be limited. */
 	RM_TALLY_SITES_AT = RM_TALLY_HEAD_BYTES,
 	RM_TALLY_STACKS_AT = RM_TALLY_SITES_AT + RM_TALLY_FIRST_SITES * RM_TALLY_SITE_BYTES,
 	RM_TALLY_BLOCKS_AT = RM_TALLY_STACKS_AT + RM_TALLY_STACK_BUCKETS * (1 + 8) * RM_TALLY_BUCKET_BYTES,
-	RM_TALLY_MORE_SITES_AT = RM_TALLY_BLOCKS_AT + RM_TALLY_BLOCK_BUCKETS * (1 + 8) * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_PAIRS_AT = RM_TALLY_BLOCKS_AT + RM_TALLY_BLOCK_BUCKETS * (1 + 8) * RM_TALLY_BUCKET_BYTES,
+	RM_TALLY_FILTER_AT = RM_TALLY_PAIRS_AT + RM_TALLY_PAIRS * RM_TALLY_PAIR_BYTES,
+	RM_TALLY_EXACT_AT = RM_TALLY_FILTER_AT + RM_TALLY_FILTER_BYTES,
+	RM_TALLY_MORE_SITES_AT = RM_TALLY_EXACT_AT + RM_TALLY_EXACT * RM_TALLY_EXACT_BYTES,
 	RM_TALLY_STACKS_2_AT = RM_TALLY_MORE_SITES_AT + (RM_TALLY_SITES - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES,
 	RM_TALLY_STACKS_3_AT = RM_TALLY_STACKS_2_AT + RM_TALLY_STACK_BUCKETS * 64 * RM_TALLY_BUCKET_BYTES,
 	RM_TALLY_BLOCKS_2_AT = RM_TALLY_STACKS_3_AT + RM_TALLY_STACK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,
@@ -583,7 +598,10 @@ enum rm_tally_order {
 /* Name of the preloaded library's file, which is how it knows itself in its environment. */
 #define RM_TALLY_FILE "_rmprof_tally.so"
 
-/* One stack's sums: see struct rm_site. Written by the process alone. */
+/*
+ * One stack's sums: see struct rm_site. Written by the process alone. Where blocks are sampled they are estimates, and numbers of
+ * blocks are in units of 1 >> RM_TALLY_COUNT_SHIFT.
+ */
 struct rm_tally_site {
 	rm_u64 allocated_bytes;
 	rm_u64 allocations;
@@ -592,7 +610,21 @@ struct rm_tally_site {
 	rm_u64 dead_bytes;
 	rm_u64 last_event; /* rm_tally.sequence at it */
 	rm_u64 announced;  /* rm_tally.announcements when the kernel side last heard of it */
-	rm_u64 pad;
+	rm_u64 variance;   /* of allocated_bytes, where they are an estimate (RM_TALLY_VARIANCE_SHIFT) */
+};
+
+/* What two stacks have to do with each other: sampled blocks that one asked for and the other released. */
+struct rm_tally_pair {
+	rm_u64 sites; /* that of the first plus one in the upper half, and of the second; 0: free */
+	rm_u64 variance; /* what these blocks add to the variance of either (RM_TALLY_VARIANCE_SHIFT) */
+};
+
+/* Where blocks are sampled: what is counted of all of them. */
+struct rm_tally_exact {
+	rm_u64 allocated_bytes;
+	rm_u64 allocations;
+	rm_u64 releases;
+	rm_u64 pad[5];
 };
 
 /* Seven keys and their values; a key of 0 is free. */
@@ -615,6 +647,11 @@ struct rm_tally {
 	rm_u32 announcements; /* user space counts it up when stacks may not have been heard of: sites tell them again */
 	rm_u8 region_shifts[8]; /* of each level: keys that differ only in so many low bits share a bucket */
 	rm_u64 siteless[2];  /* bytes of events without a site, allocated and released */
+	rm_u64 sample_bytes; /* mean distance of two bytes that are sampled; 0: every block is counted. Written by user space */
+	rm_u64 sample_seed;  /* of the distances: each thread has its own from it. Written by user space */
+	rm_u32 sample_threads; /* that have begun to count */
+	rm_u32 pad;
+	rm_u64 samples;      /* blocks that were sampled */
 	rm_u64 counters[RM_COUNTERS]; /* by enum rm_counter */
 	struct rm_process process;    /* how to find the frames. Written by user space before `enabled` */
 	rm_u64 touched[RM_TALLY_PAGES / 64 + 1]; /* a bit for each page of the segment */

@@ -76,136 +76,8 @@ __attribute__((naked, noinline, used, aligned(16), visibility("default"))) void 
 #include "memory.h"
 #include "table.h"
 #include "stack.h"
-
-/* ---- events ------------------------------------------------------------ */
-
-static inline void net(__s64 bytes)
-{
-	thread.net += bytes;
-	if (thread.net > thread.highest)
-		thread.highest = thread.net;
-}
-
-static inline void draw(struct rm_tally *t, struct rm_tally_site *site)
-{
-	if (&__libc_single_threaded && __libc_single_threaded)
-		site->last_event = ++t->sequence;
-	else
-		site->last_event = __atomic_add_fetch(&t->sequence, 1, __ATOMIC_RELAXED);
-}
-
-/* A block that was taken out of the table, or is not in it (`known` is 0). */
-struct taken {
-	__u64 value;
-	bool known;
-};
-
-/* Takes a block out of the table: before the allocator may give its address to another thread. */
-static inline struct taken take(struct rm_tally *t, const void *address)
-{
-	struct rm_tally_bucket *bucket;
-	int at = find(t, &blocks, (__u64)address, &bucket);
-	struct taken taken = { 0, false };
-
-	if (likely(at >= 0)) {
-		taken.value = bucket->values[at];
-		taken.known = true;
-		__atomic_store_n(&bucket->keys[at], 0, __ATOMIC_RELEASE);
-	}
-	return taken;
-}
-
-static inline __u64 bytes_of(struct taken taken)
-{
-	return taken.value >> RM_TALLY_SITE_BITS;
-}
-
-static inline void released(struct rm_tally *t, struct rm_tally_site *site, struct taken taken)
-{
-	__u64 bytes = bytes_of(taken);
-	__u32 number = taken.value & ((1u << RM_TALLY_SITE_BITS) - 1);
-	struct rm_tally_site *owner = number && number <= RM_TALLY_SITES ? site_at(t, number - 1) : 0;
-
-	if (likely(site)) {
-		add(&site->released_bytes, bytes);
-		add(&site->releases, 1);
-	} else {
-		add(&t->siteless[1], bytes);
-	}
-	if (likely(owner))
-		add(&owner->dead_bytes, bytes);
-	net(-(__s64)bytes);
-}
-
-static inline void remember(struct rm_tally *t, const void *address, __u64 bytes, __u32 site)
-{
-	__u64 value = bytes << RM_TALLY_SITE_BITS | site;
-	enum put how = value >> RM_TALLY_SITE_BITS == bytes ? put(t, &blocks, (__u64)address, value) : NO_ROOM;
-
-	if (unlikely(how != PUT))
-		count(t, how == NO_ROOM ? RM_COUNT_BLOCKS_FULL : RM_COUNT_BLOCK_REPLACED);
-}
-
-static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u32 number, const void *address, __u64 bytes)
-{
-	if (likely(site)) {
-		add(&site->allocated_bytes, bytes);
-		add(&site->allocations, 1);
-	} else {
-		add(&t->siteless[0], bytes);
-	}
-	remember(t, address, bytes, number);
-	thread.blocks++;
-	thread.latest = (__u64)address;
-	net(bytes);
-}
-
-static __attribute__((noinline)) void record(struct rm_tally *t, const void *address, __u64 bytes, const void *frame)
-{
-	struct rm_tally_site *site;
-	__u32 number;
-
-	foresee(t, &blocks, (__u64)address);
-	site = current_site(t, &number, frame);
-	allocated(t, site, number, address, bytes);
-	if (likely(site))
-		draw(t, site);
-}
-
-/* Before the block is given back. Its event is over when that is done, so that what was resident afterwards is known of it. */
-static __attribute__((noinline)) struct rm_tally_site *record_release(struct rm_tally *t, const void *address)
-{
-	struct rm_tally_site *site;
-	struct taken taken;
-	__u32 number;
-
-	foresee(t, &blocks, (__u64)address);
-	site = current_site(t, &number, 0);
-	taken = take(t, address);
-	if (unlikely(!taken.known)) {
-		count(t, RM_COUNT_FREE_FROM_BEFORE);
-		return 0;
-	}
-	released(t, site, taken);
-	return site;
-}
-
-/* A reallocation has succeeded: one event. `address` is 0 where the size was 0 and the block was given back. */
-static __attribute__((noinline)) void record_move(struct rm_tally *t, const void *old, struct taken taken, const void *address, __u64 bytes,
-						  const void *frame)
-{
-	__u32 number;
-	struct rm_tally_site *site = current_site(t, &number, frame);
-
-	if (taken.known)
-		released(t, site, taken);
-	else if (old)
-		count(t, RM_COUNT_FREE_FROM_BEFORE);
-	if (address)
-		allocated(t, site, number, address, bytes);
-	if (likely(site))
-		draw(t, site);
-}
+#include "sample.h"
+#include "events.h"
 
 /* ---- the start ----------------------------------------------------------------------------------------------------------- */
 
@@ -283,6 +155,8 @@ static __attribute__((noinline)) void obey(void)
 		if (what >= RM_TALLY_MOVE)
 			rmprof_site_tally(t); /* 0 is told too: what it does is then counted by nobody */
 	}
+	if (t)
+		make_filter(t);
 	__atomic_store_n(&tally, t, __ATOMIC_RELEASE);
 }
 
@@ -440,13 +314,12 @@ PUBLIC void *calloc(size_t number, size_t size)
 static inline void *reallocate(void *old, size_t bytes, const void *frame)
 {
 	struct rm_tally *t = counting();
-	struct taken taken = { 0, false };
+	struct taken taken;
 	void *address;
 
 	if (unlikely(!t))
 		return REAL(realloc, realloc_function, false)(old, bytes);
-	if (old)
-		taken = take(t, old);
+	taken = take_before_move(t, old);
 	address = WITH_DEPTH(REAL(realloc, realloc_function, true)(old, bytes));
 	if (likely(address || (old && !bytes)))
 		record_move(t, old, taken, address, bytes, frame);

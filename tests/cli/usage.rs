@@ -72,8 +72,31 @@ fn an_unknown_column() {
 
     ----- stderr -----
     error: no column is called 'occurences'
-    hint: the columns are mem-usage, increment, occurrences, allocated, freed, allocations, frees, peak, live, native; '+occurrences' adds one to the default
+    hint: the columns are mem-usage, increment, error, occurrences, allocated, freed, allocations, frees, peak, live, native; '+occurrences' adds one to the default
     ");
+}
+
+#[test]
+fn sampling_where_it_cannot_be() {
+    for (words, message) in [
+        (
+            &["--mode", "pages", "--sample", "512K", "true"][..],
+            "--sample is of blocks, which the mode pages does not count",
+        ),
+        (
+            &["--no-preload", "--sample", "512K", "true"],
+            "--sample needs the preloaded library, which --no-preload and --probes leave out",
+        ),
+        (&["attach", "--mode", "heap", "--sample", "1M", "1"], "--sample is for programs that rmprof-bpf starts"),
+        (&["system", "--sample", "1M"], "--sample is for programs that rmprof-bpf starts"),
+        (&["--sample", "512", "true"], "from 1K up to 1G is possible"),
+        (&["--sample", "2G", "true"], "from 1K up to 1G is possible"),
+        (&["--sample", "many", "true"], "not a number of bytes, as 524288 or 512K"),
+    ] {
+        let ran = run(words);
+        assert_eq!(ran.code(), 2, "{words:?}");
+        assert!(ran.stderr_text().contains(message), "{words:?}: {}", ran.stderr_text());
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What was typed: the command line as clap reads it, and nothing decided yet.
 
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -158,6 +159,10 @@ pub struct RunArguments {
     /// program some forty times as much
     #[arg(long)]
     pub no_preload: bool,
+    /// Count samples of the blocks instead of all: one byte in so many is sampled, in the mean, e.g. 512K. Sizes are then estimates, with
+    /// their standard error, and cost the program next to nothing
+    #[arg(long, value_name = "BYTES", value_parser = sample_bytes)]
+    pub sample: Option<NonZeroU64>,
     /// How user probes are attached, instead of the best way this kernel has: to try another where one does not work
     #[arg(long, value_enum, hide = true)]
     pub probes: Option<ProbesArgument>,
@@ -197,6 +202,9 @@ pub struct WatchArguments {
     /// where each in JSON is one line
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub interval: Option<Duration>,
+    /// Only to say why not
+    #[arg(long, value_name = "BYTES", value_parser = sample_bytes, hide = true)]
+    pub sample: Option<NonZeroU64>,
     /// The library that loads the probes, where this program was built with more than one
     #[arg(long, hide = true, value_parser = loader)]
     pub loader: Option<Loader>,
@@ -237,6 +245,23 @@ fn loader(name: &str) -> Result<Loader, String> {
     let known = || Loader::ALL.iter().map(|loader| loader.name()).collect::<Vec<_>>().join(", ");
     let found = Loader::ALL.iter().copied().find(|loader| loader.name() == name);
     found.ok_or_else(|| format!("this program was built with {}", known()))
+}
+
+/// Bytes, or so many KiB, MiB or GiB.
+fn sample_bytes(text: &str) -> Result<NonZeroU64, String> {
+    const LEAST: u64 = 1 << 10;
+    const MOST: u64 = 1 << 30;
+    let upper = text.trim().to_ascii_uppercase();
+    let word = ["IB", "B"].iter().find_map(|end| upper.strip_suffix(end)).unwrap_or(&upper);
+    let (digits, unit) = match word.char_indices().last() {
+        Some((at, 'K')) => (&word[..at], 1 << 10),
+        Some((at, 'M')) => (&word[..at], 1 << 20),
+        Some((at, 'G')) => (&word[..at], 1 << 30),
+        _ => (word, 1u64),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| "not a number of bytes, as 524288 or 512K".to_owned())?;
+    let bytes = number.checked_mul(unit).filter(|bytes| (LEAST..=MOST).contains(bytes)).and_then(NonZeroU64::new);
+    bytes.ok_or_else(|| "from 1K up to 1G is possible".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

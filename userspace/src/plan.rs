@@ -1,6 +1,7 @@
 //! What will be done: what was typed, validated, as plain data. Nothing is started or opened here.
 
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct ReportPlan {
     pub checks: Checks,
     /// The earlier report that it is compared with.
     pub baseline: Option<PathBuf>,
+    /// Blocks are sampled: bytes between two that are, in the mean.
+    pub sample: Option<NonZeroU64>,
 }
 
 impl ReportPlan {
@@ -40,6 +43,30 @@ impl ReportPlan {
     /// What the probes are to do; `follow`: of processes that nobody holds.
     pub fn wanted(&self, follow: Follow) -> Wanted {
         Wanted { mode: self.mode, native: self.native(), follow, limit: false }
+    }
+
+    /// Has blocks sampled, and the error of an increment shown beside it.
+    fn sample_every(&mut self, sample: NonZeroU64, preload: bool) -> Result<(), OptionError> {
+        if !self.mode.counts_blocks() {
+            return Err(OptionError::new(
+                "--sample is of blocks, which the mode pages does not count".into(),
+                "leave it out: that mode costs next to nothing, and its sums are exact; or take --mode heap".into(),
+            ));
+        }
+        if !preload {
+            return Err(OptionError::new(
+                "--sample needs the preloaded library, which --no-preload and --probes leave out".into(),
+                "blocks are sampled inside the program: a trap for each of them costs as much whether it is counted or not".into(),
+            ));
+        }
+        self.sample = Some(sample);
+        let columns = &mut self.options.columns;
+        if let Some(at) = columns.iter().position(|column| *column == Column::Increment)
+            && !columns.contains(&Column::Error)
+        {
+            columns.insert(at + 1, Column::Error);
+        }
+        Ok(())
     }
 
     fn new(mode: Mode, typed: ReportArguments, checks: CheckArguments) -> Result<Self, OptionError> {
@@ -65,7 +92,7 @@ impl ReportPlan {
         let lines = checks.fail_line.iter().map(|text| LineCheck::parse(text)).collect::<Result<_, _>>()?;
         let baseline = checks.baseline;
         let checks = Checks { above: checks.fail_above, lines, growth: checks.fail_growth };
-        Ok(Self { mode, output: typed.output, format, options, checks, baseline })
+        Ok(Self { mode, output: typed.output, format, options, checks, baseline, sample: None })
     }
 }
 
@@ -109,9 +136,14 @@ impl RunPlan {
             ModeArgument::Pages => Mode::Pages,
         };
         let mut words = typed.program.into_iter();
+        let preload = !typed.no_preload && typed.probes.is_none();
+        let mut report = ReportPlan::new(mode, typed.report, typed.checks)?;
+        if let Some(sample) = typed.sample {
+            report.sample_every(sample, preload)?;
+        }
         Ok(Self {
-            report: ReportPlan::new(mode, typed.report, typed.checks)?,
-            preload: !typed.no_preload && typed.probes.is_none(),
+            report,
+            preload,
             how: How {
                 loader: typed.loader.unwrap_or_default(),
                 rung: typed.probes.map(|probes| match probes {
@@ -147,6 +179,13 @@ impl WatchPlan {
             AttachModeArgument::Heap => Mode::Heap,
             AttachModeArgument::Pages => Mode::Pages,
         };
+        if typed.sample.is_some() {
+            return Err(OptionError::new(
+                "--sample is for programs that rmprof-bpf starts: blocks are sampled inside the program".into(),
+                "in a process that runs already each block is trapped, counted or not; the mode pages costs it next to nothing"
+                    .into(),
+            ));
+        }
         let report = ReportPlan::new(mode, typed.report, typed.checks)?;
         let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
         Ok(Self { report, duration: typed.duration, interval: typed.interval, how })

@@ -162,6 +162,12 @@ pub const COUNTERS: &[Counter] = &[
         Event,
         "a library was loaded by a thread that blocks SIGCHLD: if it is an allocator, its blocks are not measured from its first on",
     ),
+    row(
+        abi::RM_COUNT_PAIRS_FULL,
+        "sample_pairs_full",
+        Detail,
+        "with --sample: a block that was released is missing in the standard errors, in no other number",
+    ),
 ];
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::backend::Records;
 use super::counters::COUNTERS;
 use super::event::{self, Event};
 use super::map::Map;
-use crate::ledger::{LineCounts, ProcessId, SiteCounts, StackId, StackStatus};
+use crate::ledger::{LineCounts, Pair, ProcessId, SiteCounts, StackId, StackStatus};
 
 /// The sums of the session, read at one moment.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,23 @@ pub struct Totals {
     pub siteless: (u64, u64),
     /// By process and site of its tally: the stack.
     pub tally_stacks: HashMap<(ProcessId, u32), StackId>,
+    /// Of processes whose blocks were sampled.
+    pub sampled: HashMap<ProcessId, Sampled>,
+}
+
+/// What is known besides of a process whose blocks were sampled.
+#[derive(Clone, Debug, Default)]
+pub struct Sampled {
+    /// Blocks that were sampled.
+    pub samples: u64,
+    /// Bytes asked for, of all blocks.
+    pub allocated_bytes: u64,
+    /// Blocks asked for.
+    pub allocations: u64,
+    /// Blocks released.
+    pub releases: u64,
+    /// Which stacks released whose.
+    pub pairs: Vec<Pair>,
 }
 
 impl Totals {
@@ -148,6 +165,7 @@ impl Drain {
                     dead_bytes: site.dead_bytes,
                     resident_bytes: site.resident_bytes,
                     last_event: site.last_event,
+                    ..SiteCounts::default()
                 };
                 totals.sites.push((
                     ProcessId(key.process),

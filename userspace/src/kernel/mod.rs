@@ -15,5 +15,5 @@ mod map;
 
 pub use attach::{Attacher, Links, ProbePoint, Rung, resident_bytes};
 pub use backend::Loader;
-pub use drain::{Drain, Totals};
+pub use drain::{Drain, Sampled, Totals};
 pub use load::{Follow, How, Kernel, LoadError, Mode, Wanted};

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use super::types::{Frame, LinePosition, SiteCounts, Stack, StackId, StackStatus};
+use super::types::{Frame, LinePosition, Pair, SiteCounts, SiteVariances, Stack, StackId, StackStatus};
 
 /// What a resolver makes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,20 @@ impl fmt::Display for Reason {
     }
 }
 
+/// How far the totals of a line may be from the truth, where blocks were sampled: their variances. A block that the line both asked
+/// for and released is in no increment, sampled or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Variances {
+    /// Of the increment.
+    pub increment: i64,
+    /// Of the bytes asked for.
+    pub allocated: i64,
+    /// Of the bytes released.
+    pub freed: i64,
+    /// Of the bytes that were not released since.
+    pub live: i64,
+}
+
 /// The totals of one line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineTotals {
@@ -97,6 +111,8 @@ pub struct LineTotals {
     pub last_event: u64,
     /// Events whose innermost frame is on the line may have been further on in its function ([`Stack::approximate`]).
     pub approximate: bool,
+    /// How exact the bytes are.
+    pub variances: Variances,
 }
 
 impl LineTotals {
@@ -107,12 +123,22 @@ impl LineTotals {
         self.freed = self.freed.saturating_add(counts.released_bytes);
         self.allocations = self.allocations.saturating_add(counts.allocations);
         self.frees = self.frees.saturating_add(counts.releases);
+        let SiteVariances { allocated, released, dead } = counts.variances;
+        let (sums, both) = (&mut self.variances, allocated.saturating_add(released));
+        sums.increment = sums.increment.saturating_add(signed(both));
+        sums.allocated = sums.allocated.saturating_add(signed(allocated));
+        sums.freed = sums.freed.saturating_add(signed(released));
+        sums.live = sums.live.saturating_add(signed(allocated.saturating_sub(dead)));
         let latest = (self.resident_bytes != 0, self.last_event, self.resident_bytes);
         if counts.event_rank() > latest {
             self.resident_bytes = counts.resident_bytes;
             self.last_event = counts.last_event;
         }
     }
+}
+
+fn signed(variance: u64) -> i64 {
+    i64::try_from(variance).unwrap_or(i64::MAX)
 }
 
 /// Everything the sites of one process say, by line.
@@ -149,9 +175,11 @@ impl Folded {
 }
 
 /// Folds the sites of one process. A stack may come more than once among the sites; the result does not depend on their
-/// order. `resolve` is asked once for every distinct frame; `is_shown` tells whether a function is shown.
+/// order. `pairs` are of blocks that were sampled. `resolve` is asked once for every distinct frame; `is_shown` tells whether a
+/// function is shown.
 pub fn fold(
     sites: impl IntoIterator<Item = (StackId, SiteCounts)>,
+    pairs: impl IntoIterator<Item = Pair>,
     stacks: &HashMap<StackId, Stack>,
     resolve: impl FnMut(Frame) -> Resolved,
     is_shown: impl Fn(u32) -> bool,
@@ -169,6 +197,9 @@ pub fn fold(
             Some(stack) => folder.add(stack, &counts),
             None => folder.add_other(Reason::StackLost, &counts),
         }
+    }
+    for pair in pairs {
+        folder.add_pair(&pair, stacks);
     }
     folder.folded
 }
@@ -227,6 +258,38 @@ impl<R: FnMut(Frame) -> Resolved, S: Fn(u32) -> bool> Folder<R, S> {
             }
             Some(_) => self.add_other(Reason::CodeNotRead, counts),
             None => self.add_other(without_frames(stack), counts),
+        }
+    }
+
+    /// The lines that bytes of a stack count on.
+    fn lines_of(&mut self, stack: Option<&Stack>) -> Vec<LinePosition> {
+        self.on_stack.clear();
+        let mut lines = Vec::new();
+        for frame in stack.into_iter().filter(|stack| !stack.collector).flat_map(|stack| &stack.frames) {
+            match self.resolve_once(*frame) {
+                Resolved::OwnWork => return Vec::new(),
+                Resolved::Line(position) if self.on_stack.insert(position.function) => lines.push(position),
+                _ => {}
+            }
+        }
+        lines
+    }
+
+    fn add_pair(&mut self, pair: &Pair, stacks: &HashMap<StackId, Stack>) {
+        let variance = signed(pair.variance);
+        let asked = self.lines_of(stacks.get(&pair.asked));
+        let released = self.lines_of(stacks.get(&pair.released));
+        for position in &asked {
+            let variances = &mut self.folded.lines.entry(*position).or_default().variances;
+            variances.live = variances.live.saturating_sub(variance);
+            if released.contains(position) {
+                variances.increment = variances.increment.saturating_sub(variance.saturating_mul(2));
+            }
+        }
+        for position in &released {
+            let variances = &mut self.folded.lines.entry(*position).or_default().variances;
+            variances.freed = variances.freed.saturating_add(variance);
+            variances.increment = variances.increment.saturating_add(variance);
         }
     }
 

@@ -38,11 +38,32 @@ fn fold_all(sites: Vec<(StackStatus, Vec<Frame>, SiteCounts)>) -> Folded {
         stacks.insert(id, Stack { status, frames, approximate: false, collector: false, origin: Origin::default() });
         counts.push((id, site));
     }
-    fold(counts, &stacks, resolve, |_| true)
+    fold(counts, [], &stacks, resolve, |_| true)
 }
 
 fn complete(frames: Vec<Frame>) -> Stack {
     Stack { status: StackStatus::Complete, frames, approximate: false, collector: false, origin: Origin::default() }
+}
+
+/// A block that a line asked for and released is in no increment, and so in no error of one, wherever below the line that was.
+#[test]
+fn an_error_is_of_what_did_not_come_back() {
+    let stacks = HashMap::from([
+        (StackId(1), complete(vec![frame(2, 7), frame(1, 3)])),
+        (StackId(2), complete(vec![frame(2, 8), frame(1, 3)])),
+        (StackId(3), complete(vec![frame(3, 1)])),
+    ]);
+    let asked = SiteCounts { variances: SiteVariances { allocated: 100, ..Default::default() }, ..grew(10) };
+    let pair = |released, variance| Pair { asked: StackId(1), released: StackId(released), variance };
+    let folded = fold([(StackId(1), asked)], [pair(2, 60), pair(3, 30)], &stacks, resolve, |_| true);
+    let of = |position| {
+        let Variances { increment, allocated, freed, live } = folded.lines[&position].variances;
+        (increment, allocated, freed, live)
+    };
+    assert_eq!(of(at(2, 7)), (100, 100, 0, 10), "asked");
+    assert_eq!(of(at(2, 8)), (60, 0, 60, 0), "released");
+    assert_eq!(of(at(1, 3)), (40, 100, 60, 10), "called both: what is released elsewhere or not at all is left");
+    assert_eq!(of(at(3, 1)), (30, 0, 30, 0), "released elsewhere");
 }
 
 /// What a line that is shown called in functions that are not is its growth too.
@@ -53,7 +74,7 @@ fn growth_is_on_the_innermost_line_that_is_shown() {
         (StackId(2), complete(vec![frame(2, 7)])),
     ]);
     let sites = [(StackId(1), grew(10)), (StackId(2), grew(5))];
-    let folded = fold(sites, &stacks, resolve, |function| function == 1);
+    let folded = fold(sites, [], &stacks, resolve, |function| function == 1);
     let growth = |position| folded.lines.get(&position).map_or(0, |totals| totals.shown_net);
     assert_eq!((growth(at(1, 3)), growth(at(1, 2)), growth(at(2, 7))), (10, 0, 5));
 }
@@ -124,7 +145,7 @@ fn stacks_without_frames_say_why() {
 
 #[test]
 fn a_lost_stack_is_said() {
-    let folded = fold([(StackId(7), grew(10))], &HashMap::new(), resolve, |_| true);
+    let folded = fold([(StackId(7), grew(10))], [], &HashMap::new(), resolve, |_| true);
     assert_eq!(folded.other, BTreeMap::from([(Reason::StackLost, 10)]));
     assert_eq!((folded.net_bytes(), folded.unattributed_bytes), (10, 10));
 }
@@ -161,6 +182,7 @@ fn any_counts() -> impl Strategy<Value = SiteCounts> {
             dead_bytes,
             resident_bytes,
             last_event,
+            ..SiteCounts::default()
         },
     )
 }
@@ -190,7 +212,7 @@ proptest! {
     ) {
         let stacks: HashMap<_, _> = stacks.into_iter().enumerate().map(|(id, stack)| (StackId(id as u64), stack)).collect();
         let sites: Vec<_> = sites.into_iter().map(|(id, counts)| (StackId(id), counts)).collect();
-        let folded = fold(sites.clone(), &stacks, resolve, |_| true);
+        let folded = fold(sites.clone(), [], &stacks, resolve, |_| true);
 
         let net: i64 = sites.iter().map(|(_, counts)| counts.net_bytes()).sum();
         let self_net: i64 = folded.lines.values().map(|totals| totals.self_net).sum();
@@ -207,7 +229,7 @@ proptest! {
             prop_assert_eq!(lines.map(|(_, totals)| totals.increment).sum::<i64>(), expected);
         }
 
-        let backwards = fold(sites.into_iter().rev(), &stacks, resolve, |_| true);
+        let backwards = fold(sites.into_iter().rev(), [], &stacks, resolve, |_| true);
         prop_assert_eq!(folded, backwards);
     }
 }
@@ -225,7 +247,7 @@ fn native_functions_have_the_bytes_that_were_asked_for() {
         (StackId(4), stack(Some(7), Some(9), vec![])),
     ]);
     let counts = |bytes| SiteCounts { released_bytes: 1, ..grew(bytes) };
-    let folded = fold((1..5).map(|id| (StackId(id), counts(10 * id))), &stacks, resolve, |_| true);
+    let folded = fold((1..5).map(|id| (StackId(id), counts(10 * id))), [], &stacks, resolve, |_| true);
     assert_eq!(folded.asked_in[&at(1, 10)], BTreeMap::from([(7, 10), (8, 20)]));
     assert_eq!(folded.asked_in[&at(2, 20)], BTreeMap::from([(7, 10)]));
     assert_eq!(folded.other, BTreeMap::from([(Reason::Thread(9), 39)]));
@@ -238,9 +260,11 @@ fn what_the_collector_did_is_on_no_line() {
         (StackId(2), Stack { collector: true, ..complete(vec![frame(2, 20), frame(1, 10)]) }),
     ]);
     let released = SiteCounts { released_bytes: 70, ..SiteCounts::default() };
-    let folded = fold([(StackId(1), grew(100)), (StackId(2), released)], &stacks, resolve, |_| true);
+    let pair = Pair { asked: StackId(1), released: StackId(2), variance: 60 };
+    let folded = fold([(StackId(1), grew(100)), (StackId(2), released)], [pair], &stacks, resolve, |_| true);
     assert_eq!(folded.lines[&at(2, 20)].increment, 100);
     assert_eq!(folded.lines[&at(1, 10)].freed, 0);
+    assert_eq!(folded.lines[&at(1, 10)].variances.freed, 0);
     assert_eq!(folded.other, BTreeMap::from([(Reason::Collector, -70)]));
     assert_eq!((folded.net_bytes(), folded.unattributed_bytes), (30, 0));
 }

@@ -4,8 +4,9 @@ pub mod fold;
 pub mod ranges;
 pub mod types;
 
-pub use fold::{Folded, LineTotals, Reason, Resolved, fold};
+pub use fold::{Folded, LineTotals, Reason, Resolved, Variances, fold};
 pub use ranges::{Credit, Mappings};
 pub use types::{
-    CodeKey, Frame, LineCounts, LinePosition, MapChange, Origin, ProcessId, SiteCounts, Stack, StackId, StackStatus,
+    CodeKey, Frame, LineCounts, LinePosition, MapChange, Origin, Pair, ProcessId, SiteCounts, SiteVariances, Stack,
+    StackId, StackStatus,
 };

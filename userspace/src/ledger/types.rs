@@ -67,7 +67,7 @@ pub struct Origin {
     pub thread: Option<u32>,
 }
 
-/// What the kernel summed for one stack of one process. All bytes are exact counts, never estimates.
+/// What was summed for one stack of one process: exact counts, but for blocks that were sampled in the process, which are estimates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SiteCounts {
     /// Bytes asked for with this stack.
@@ -84,6 +84,32 @@ pub struct SiteCounts {
     pub resident_bytes: u64,
     /// The number of that event among those of its process: later events have greater ones.
     pub last_event: u64,
+    /// Counted by the process itself, not by the kernel side.
+    pub tallied: bool,
+    /// How far they may be from the truth, where they are estimates.
+    pub variances: SiteVariances,
+}
+
+/// Variances of a site's bytes, in a unit of the caller's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteVariances {
+    /// Of those asked for.
+    pub allocated: u64,
+    /// Of those released, where no [`Pair`] tells whose they were.
+    pub released: u64,
+    /// What of `allocated` is of those released since, where no [`Pair`] tells it.
+    pub dead: u64,
+}
+
+/// Sampled blocks that one stack asked for and the other released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// The stack that asked.
+    pub asked: StackId,
+    /// The stack that released.
+    pub released: StackId,
+    /// What they add to the variance of either.
+    pub variance: u64,
 }
 
 impl SiteCounts {
@@ -104,6 +130,11 @@ impl SiteCounts {
         self.released_bytes = self.released_bytes.saturating_add(other.released_bytes);
         self.releases = self.releases.saturating_add(other.releases);
         self.dead_bytes = self.dead_bytes.saturating_add(other.dead_bytes);
+        self.tallied |= other.tallied;
+        let (sum, more) = (&mut self.variances, &other.variances);
+        sum.allocated = sum.allocated.saturating_add(more.allocated);
+        sum.released = sum.released.saturating_add(more.released);
+        sum.dead = sum.dead.saturating_add(more.dead);
         if other.event_rank() > self.event_rank() {
             self.resident_bytes = other.resident_bytes;
             self.last_event = other.last_event;

@@ -10,6 +10,8 @@ pub enum Column {
     MemUsage,
     /// Net bytes the line caused, callees included.
     Increment,
+    /// Standard error of the net bytes, where blocks were sampled.
+    Error,
     /// Executions of the line.
     Occurrences,
     /// Bytes asked for.
@@ -30,9 +32,10 @@ pub enum Column {
 
 impl Column {
     /// Every column, in the order of the help.
-    pub const ALL: [Column; 10] = [
+    pub const ALL: [Column; 11] = [
         Column::MemUsage,
         Column::Increment,
+        Column::Error,
         Column::Occurrences,
         Column::Allocated,
         Column::Freed,
@@ -54,6 +57,7 @@ impl Column {
         match self {
             Column::MemUsage => "mem-usage",
             Column::Increment => "increment",
+            Column::Error => "error",
             Column::Occurrences => "occurrences",
             Column::Allocated => "allocated",
             Column::Freed => "freed",
@@ -70,6 +74,7 @@ impl Column {
         match self {
             Column::MemUsage => "Mem usage",
             Column::Increment => "Increment",
+            Column::Error => "Error",
             Column::Occurrences => "Occurrences",
             Column::Allocated => "Allocated",
             Column::Freed => "Freed",
@@ -111,6 +116,9 @@ impl Column {
         match self {
             Column::MemUsage => line.mem_usage_bytes.map(|bytes| size(bytes.into())).unwrap_or_default(),
             Column::Increment => size(line.increment_bytes.into()),
+            Column::Error => {
+                line.errors.map(|errors| format!("± {}", size(errors.increment_bytes.into()))).unwrap_or_default()
+            }
             Column::Occurrences => line.occurrences.map(|times| times.to_string()).unwrap_or_default(),
             Column::Allocated => size(line.allocated_bytes.into()),
             Column::Freed => size(line.freed_bytes.into()),
@@ -169,7 +177,9 @@ mod tests {
     fn bad_names_are_named() {
         let error = Column::parse_list("+occurrences,ocurrences").unwrap_err();
         assert_eq!(error.to_string(), "no column is called 'ocurrences'");
-        assert!(error.hint().starts_with("the columns are mem-usage, increment, occurrences, allocated, freed, "));
+        assert!(
+            error.hint().starts_with("the columns are mem-usage, increment, error, occurrences, allocated, freed, ")
+        );
         assert_eq!(Column::parse_list("").unwrap_err().to_string(), "no column is called ''");
         assert_eq!(Column::parse_list("\x1b[31m").unwrap_err().to_string(), "no column is called '\\x1b[31m'");
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::columns::mib;
-use super::model::{Health, ProcessReport, Tool};
+use super::model::{Health, ProcessReport, Sampling, Tool};
 use super::select::Tables;
 use super::{Options, escape};
 
@@ -48,6 +48,22 @@ pub(super) fn write_approximate(tables: &Tables<'_>, out: &mut dyn Write) -> io:
         }
     }
     Ok(())
+}
+
+/// What was estimated, and what not.
+pub(super) fn write_sampling(tables: &Tables<'_>, precision: usize, out: &mut dyn Write) -> io::Result<()> {
+    let of_each = tables.processes.iter().filter_map(|section| section.process.sampling);
+    let Some(all) = of_each.reduce(Sampling::with) else { return Ok(()) };
+    writeln!(
+        out,
+        "Sampled: one byte in {} of the allocator's blocks, {} samples. Sizes and numbers of blocks are estimates, ± one standard error; a \
+         line without one had no sample.\nExact: {} in {} allocations, {} releases; Mem usage, Occurrences, pages and mappings.",
+        all.interval_bytes,
+        all.samples,
+        mib(all.allocated_bytes.into(), precision),
+        all.allocations,
+        all.frees
+    )
 }
 
 /// What the program would not have had without us, only where the numbers are of that.

@@ -11,7 +11,9 @@ use serde::Serialize;
 
 use super::escape::is_unprintable;
 use super::growth::{self, Group, Growth};
-use super::model::{Container, Function, Health, Line, NativeBytes, ProcessReport, Report, Snapshot, Tool};
+use super::model::{
+    Container, Errors, Function, Health, Line, NativeBytes, ProcessReport, Report, Sampling, Snapshot, Tool,
+};
 use super::source::text_of;
 use super::{Options, select};
 
@@ -142,6 +144,8 @@ struct JsonProcess<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rss_end_bytes: Option<u64>,
     net_bytes: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampling: Option<JsonSampling>,
     functions: Vec<JsonFunction<'r>>,
     other: Vec<JsonOther<'r>>,
 }
@@ -174,10 +178,30 @@ struct JsonLine<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_bytes: Option<u64>,
     live_bytes: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standard_error: Option<JsonErrors>,
     #[serde(skip_serializing_if = "is_false")]
     approximate: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     native: Vec<JsonNative<'r>>,
+}
+
+#[derive(Serialize)]
+struct JsonErrors {
+    increment_bytes: u64,
+    allocated_bytes: u64,
+    freed_bytes: u64,
+    live_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct JsonSampling {
+    interval_bytes: u64,
+    samples: u64,
+    allocated_bytes: u64,
+    allocations: u64,
+    frees: u64,
+    net_standard_error_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -310,6 +334,7 @@ fn json_process<'r>(process: &'r ProcessReport, options: &Options) -> JsonProces
         rss_peak_bytes: process.rss_peak_bytes,
         rss_end_bytes: process.rss_end_bytes,
         net_bytes: process.net_bytes,
+        sampling: process.sampling.map(json_sampling),
         functions: functions.iter().map(|function| json_function(function)).collect(),
         other: other.chain(hidden).collect(),
     }
@@ -341,9 +366,21 @@ fn json_line<'r>(line: &'r Line, source: Option<&str>) -> JsonLine<'r> {
         frees: line.frees,
         peak_bytes: line.peak_bytes,
         live_bytes: line.live_bytes,
+        standard_error: line.errors.map(json_errors),
         approximate: line.approximate,
         native: line.native.iter().take(MOST_NATIVE).map(json_native).collect(),
     }
+}
+
+fn json_errors(errors: Errors) -> JsonErrors {
+    let Errors { increment_bytes, allocated_bytes, freed_bytes, live_bytes } = errors;
+    JsonErrors { increment_bytes, allocated_bytes, freed_bytes, live_bytes }
+}
+
+fn json_sampling(sampling: Sampling) -> JsonSampling {
+    let Sampling { interval_bytes, samples, allocated_bytes, allocations, frees, net_error_bytes } = sampling;
+    let net_standard_error_bytes = net_error_bytes;
+    JsonSampling { interval_bytes, samples, allocated_bytes, allocations, frees, net_standard_error_bytes }
 }
 
 fn json_native(native: &NativeBytes) -> JsonNative<'_> {

@@ -69,6 +69,10 @@ pub fn add(to: &mut ProcessReport, from: ProcessReport) {
     // They were not at their highest at one time.
     to.rss_peak_bytes = to.rss_peak_bytes.max(from.rss_peak_bytes);
     to.net_bytes = to.net_bytes.saturating_add(from.net_bytes);
+    to.sampling = match (to.sampling, from.sampling) {
+        (Some(one), Some(other)) => Some(one.with(other)),
+        (one, other) => one.or(other),
+    };
     add_functions(&mut to.functions, from.functions);
     for other in from.other {
         add_other(&mut to.other, other);
@@ -154,6 +158,10 @@ fn add_line(to: &mut Line, from: &Line) {
     to.allocations = to.allocations.saturating_add(from.allocations);
     to.frees = to.frees.saturating_add(from.frees);
     to.live_bytes = to.live_bytes.saturating_add(from.live_bytes);
+    to.errors = match (to.errors, from.errors) {
+        (Some(one), Some(other)) => Some(one.with(other)),
+        (one, other) => one.or(other),
+    };
     to.approximate |= from.approximate;
     for more in &from.native {
         match to.native.iter_mut().find(|known| (&known.function, &known.module) == (&more.function, &more.module)) {

@@ -20,7 +20,10 @@ pub use columns::Column;
 pub use command::{Program, program_of};
 pub use escape::{escape, shell_words};
 pub use merge::{add as merge_into, command_key, program_word};
-pub use model::{Cause, Container, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Snapshot, Tool};
+pub use model::{
+    Cause, Container, Errors, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Sampling, Snapshot,
+    Tool,
+};
 pub use own_file::is_own_file;
 pub use select::{Globs, Selection};
 

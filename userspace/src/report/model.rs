@@ -152,6 +152,8 @@ pub struct ProcessReport {
     pub rss_end_bytes: Option<u64>,
     /// Allocated less released, of everything counted in the process.
     pub net_bytes: i64,
+    /// Its blocks were sampled: bytes of its lines are estimates, but for pages and mappings.
+    pub sampling: Option<Sampling>,
     /// The functions, marked ones first in the order of their definition, then by bytes moved.
     pub functions: Vec<Function>,
     /// Bytes that are on no line of `functions`.
@@ -211,12 +213,73 @@ pub struct Line {
     pub frees: u64,
     /// Highest net within one execution; absent when not measured.
     pub peak_bytes: Option<u64>,
+    /// How far its bytes may be from the truth; absent where they are exact, and where none of its blocks was sampled.
+    pub errors: Option<Errors>,
     /// Bytes asked for and not released yet, callees included.
     pub live_bytes: i64,
     /// Python's JIT had compiled it: some of its bytes may be of a later line of the same function.
     pub approximate: bool,
     /// The native functions in which they were asked for, most bytes first; empty where that was not looked for.
     pub native: Vec<NativeBytes>,
+}
+
+/// Standard errors of estimates, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Errors {
+    /// Of the increment.
+    pub increment_bytes: u64,
+    /// Of the bytes asked for.
+    pub allocated_bytes: u64,
+    /// Of the bytes released.
+    pub freed_bytes: u64,
+    /// Of the bytes that live.
+    pub live_bytes: u64,
+}
+
+impl Errors {
+    /// Of the sums with another estimate, which is independent.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        let both = |one: u64, other: u64| (one as f64).hypot(other as f64).round() as u64;
+        Self {
+            increment_bytes: both(self.increment_bytes, other.increment_bytes),
+            allocated_bytes: both(self.allocated_bytes, other.allocated_bytes),
+            freed_bytes: both(self.freed_bytes, other.freed_bytes),
+            live_bytes: both(self.live_bytes, other.live_bytes),
+        }
+    }
+}
+
+/// What is known of a process whose blocks were sampled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sampling {
+    /// Bytes between two that were sampled, in the mean.
+    pub interval_bytes: u64,
+    /// Blocks that were.
+    pub samples: u64,
+    /// Bytes that all blocks were asked for with: exact.
+    pub allocated_bytes: u64,
+    /// All blocks asked for: exact.
+    pub allocations: u64,
+    /// All blocks released: exact.
+    pub frees: u64,
+    /// Standard error of the net bytes of the process.
+    pub net_error_bytes: u64,
+}
+
+impl Sampling {
+    /// Of two processes.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            interval_bytes: self.interval_bytes,
+            samples: self.samples.saturating_add(other.samples),
+            allocated_bytes: self.allocated_bytes.saturating_add(other.allocated_bytes),
+            allocations: self.allocations.saturating_add(other.allocations),
+            frees: self.frees.saturating_add(other.frees),
+            net_error_bytes: (self.net_error_bytes as f64).hypot(other.net_error_bytes as f64).round() as u64,
+        }
+    }
 }
 
 /// Bytes asked for in one native function.

@@ -41,6 +41,7 @@ pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> 
         write_section(section, with_other, options, out)?;
     }
     footer::write_approximate(&tables, out)?;
+    footer::write_sampling(&tables, options.precision, out)?;
     footer::write_environment(&report.tool, out)?;
     footer::write_health(tables.health, out)
 }

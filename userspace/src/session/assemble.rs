@@ -1,19 +1,26 @@
 //! From what was gathered to the report: sums folded by line, one image at a time.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
+
+use rmprof_probes::abi;
 
 use super::collections;
 use super::command_text::{CommandText, STRING};
 use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::{COUNTERS, EARLY_FULL, Missing, NATIVES_FULL};
-use crate::kernel::{Mode, Totals};
+use crate::kernel::{Mode, Sampled, Totals};
 use crate::ledger::{
-    Folded, LineCounts, LineTotals, Origin, ProcessId, Reason, SiteCounts, Stack, StackId, StackStatus, fold,
+    Folded, LineCounts, LineTotals, Origin, ProcessId, Reason, SiteCounts, SiteVariances, Stack, StackId, StackStatus,
+    Variances, fold,
 };
 use crate::plan::ReportPlan;
 use crate::python::layout::Variant;
-use crate::report::{self, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Tool, is_own_file};
+use crate::report::{
+    self, Errors, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Sampling, Tool, is_own_file,
+};
+use crate::tally::{VARIANCE_UNIT, pages_each};
 use crate::target::identity::Container;
 
 /// Does this look like a file that was there once? Code made at run time carries any word for a file name.
@@ -152,8 +159,12 @@ fn measured(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut 
 
 /// Events of blocks, which the kernel side counts nowhere else.
 fn blocks_of(id: ProcessId, totals: &Totals, mode: Mode) -> u64 {
-    let own = totals.of(id).iter().filter(|_| mode.counts_blocks());
-    own.map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases)).fold(0, u64::saturating_add)
+    let sampled = totals.sampled.get(&id);
+    let own =
+        totals.of(id).iter().filter(|(.., counts)| mode.counts_blocks() && !(counts.tallied && sampled.is_some()));
+    // All were looked at.
+    let seen = sampled.map_or(0, |sampled| sampled.allocations.saturating_add(sampled.releases));
+    own.map(|(_, _, _, counts)| counts.allocations.saturating_add(counts.releases)).fold(seen, u64::saturating_add)
 }
 
 fn health_of(totals: &Totals) -> Health {
@@ -175,8 +186,65 @@ fn health_of(totals: &Totals) -> Health {
     }
 }
 
+/// The unit of the variances of a process whose blocks were sampled: a square of bytes.
+#[derive(Clone, Copy, Debug)]
+struct Unit(f64);
+
+impl Unit {
+    fn of(interval: NonZeroU64) -> Self {
+        let interval = interval.get() as f64;
+        Self(interval * interval / VARIANCE_UNIT)
+    }
+
+    /// The standard error, in bytes.
+    fn error(self, variance: i64) -> u64 {
+        (variance.max(0) as f64 * self.0).sqrt().round() as u64
+    }
+
+    fn errors(self, variances: Variances) -> Errors {
+        Errors {
+            increment_bytes: self.error(variances.increment),
+            allocated_bytes: self.error(variances.allocated),
+            freed_bytes: self.error(variances.freed),
+            live_bytes: self.error(variances.live),
+        }
+    }
+}
+
+/// What the kernel side counted of a process whose blocks are sampled is pages of arenas, which are sampled too. (Blocks of an allocator
+/// beside the C library's are not; where there is one, the errors are larger than they need be.)
+fn with_variances_of_pages(counts: &SiteCounts, interval: NonZeroU64) -> SiteCounts {
+    let Some(each) = pages_each(interval).map(NonZeroU32::get) else { return *counts };
+    let weight = f64::from(each) * f64::from(abi::RM_PAGE);
+    let relative = weight / interval.get() as f64;
+    let of_one = (1.0 - 1.0 / f64::from(each)) * relative * relative * VARIANCE_UNIT;
+    let of = |bytes: u64| (bytes as f64 / weight * of_one).round() as u64;
+    let SiteCounts { allocated_bytes, released_bytes, dead_bytes, .. } = *counts;
+    let variances =
+        SiteVariances { allocated: of(allocated_bytes), released: of(released_bytes), dead: of(dead_bytes) };
+    SiteCounts { variances, ..*counts }
+}
+
+fn sampling_of(sampled: &Sampled, sites: &[(StackId, SiteCounts)], interval: NonZeroU64) -> Sampling {
+    let alive_of = |counts: &SiteCounts| counts.variances.allocated.saturating_sub(counts.variances.dead);
+    let asked: u64 = sites.iter().map(|(_, counts)| alive_of(counts)).fold(0, u64::saturating_add);
+    let gone: u64 = sampled.pairs.iter().map(|pair| pair.variance).fold(0, u64::saturating_add);
+    // A block that was asked for and released is in no net, sampled or not.
+    let alive = i64::try_from(asked.saturating_sub(gone)).unwrap_or(i64::MAX);
+    Sampling {
+        interval_bytes: interval.get(),
+        samples: sampled.samples,
+        allocated_bytes: sampled.allocated_bytes,
+        allocations: sampled.allocations,
+        frees: sampled.releases,
+        net_error_bytes: Unit::of(interval).error(alive),
+    }
+}
+
 fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut Health) -> ProcessReport {
     let (sites, folded) = fold_image(image, totals, plan);
+    let sampled = totals.sampled.get(&image.birth.id).zip(plan.sample);
+    let unit = sampled.map(|(_, interval)| Unit::of(interval));
     health.unresolved_frames += folded.unresolved_frames;
     health.unattributed_bytes = health.unattributed_bytes.saturating_add(folded.unattributed_bytes);
     let net_bytes = sites.iter().map(|(_, counts)| counts.net_bytes()).fold(0, i64::saturating_add);
@@ -185,7 +253,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
     let mut functions: Vec<(Option<u32>, Function)> = Vec::new();
     for index in 0..image.functions.len() {
         let key = u32::try_from(index).unwrap_or(u32::MAX);
-        let lines = measured_lines(image, key, &folded, totals, plan.mode);
+        let lines = measured_lines(image, key, &folded, totals, (plan.mode, unit));
         let Some(info) = image.functions.get(index) else { continue };
         let (mark, code, filename) = (info.mark, Arc::clone(&info.code), info.code.filename.clone());
         let entry = mark.and_then(|_| entry_of(info, image.birth.id, totals));
@@ -224,6 +292,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
     let other =
         folded.other.iter().map(|(reason, net)| Other { reason: words_of(*reason, image), net_bytes: *net }).collect();
     let death = image.death;
+    let sampling = sampled.map(|(sampled, interval)| sampling_of(sampled, &sites, interval));
     ProcessReport {
         merged: None,
         pid: image.birth.pid.as_raw().unsigned_abs(),
@@ -244,6 +313,7 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
         rss_peak_bytes: death.map(|death| death.peak_bytes),
         rss_end_bytes: death.map(|death| death.rss_bytes),
         net_bytes,
+        sampling,
         functions: functions.into_iter().map(|(_, function)| function).collect(),
         other,
     }
@@ -280,8 +350,11 @@ fn version_text((major, minor, micro): (u8, u8, u8), variant: Variant) -> String
 /// The image's sites (blocks, pages and mappings) and what they fold to.
 fn fold_image(image: &mut Image, totals: &Totals, plan: &ReportPlan) -> (Vec<(StackId, SiteCounts)>, Folded) {
     let mut sites: Vec<(StackId, SiteCounts)> = Vec::new();
+    let sampled = totals.sampled.get(&image.birth.id);
+    let sample = plan.sample.filter(|_| sampled.is_some());
     for (_, stack, status, counts) in totals.of(image.birth.id) {
-        sites.push((*stack, *counts));
+        let pages = sample.filter(|_| !counts.tallied);
+        sites.push((*stack, pages.map_or(*counts, |interval| with_variances_of_pages(counts, interval))));
         let frameless = !matches!(status, StackStatus::Complete | StackStatus::Truncated);
         if frameless && !image.stacks.contains_key(stack) {
             let (frames, origin) = (Vec::new(), Origin::default());
@@ -297,7 +370,9 @@ fn fold_image(image: &mut Image, totals: &Totals, plan: &ReportPlan) -> (Vec<(St
         let file = image.functions.get(function as usize).map(|info| info.code.filename.as_str());
         file.is_some_and(|file| plan.options.selection.shows(file, is_own_file(file)))
     };
-    let folded = fold(sites.iter().copied(), &image.stacks, |frame| image.resolve(frame), is_shown);
+    let pairs = sampled.map(|sampled| sampled.pairs.as_slice()).unwrap_or_default();
+    let folded =
+        fold(sites.iter().copied(), pairs.iter().copied(), &image.stacks, |frame| image.resolve(frame), is_shown);
     (sites, folded)
 }
 
@@ -308,13 +383,19 @@ fn entry_of(info: &FunctionInfo, id: ProcessId, totals: &Totals) -> Option<u64> 
 }
 
 /// The lines of one function: what the stacks say of their bytes, and for a marked one what its line events measured.
-fn measured_lines(image: &Image, function: u32, folded: &Folded, totals: &Totals, mode: Mode) -> Vec<Line> {
+fn measured_lines(
+    image: &Image,
+    function: u32,
+    folded: &Folded,
+    totals: &Totals,
+    (mode, unit): (Mode, Option<Unit>),
+) -> Vec<Line> {
     let mut lines: BTreeMap<u32, Line> = BTreeMap::new();
     let Some(info) = image.functions.get(function as usize) else { return Vec::new() };
     for (position, sums) in &folded.lines {
         if position.function == function {
             let native = native_bytes(image, folded.asked_in.get(position));
-            lines.insert(position.line, Line { native, ..line_of(position.line, sums, mode) });
+            lines.insert(position.line, Line { native, ..line_of(position.line, sums, mode, unit) });
         }
     }
     if info.mark.is_none() {
@@ -324,12 +405,16 @@ fn measured_lines(image: &Image, function: u32, folded: &Folded, totals: &Totals
         if *process == image.birth.id && info.marked_addresses.contains(code) {
             let line = lines.entry(*number).or_insert_with(|| Line { line: *number, ..Line::default() });
             add_line_events(line, counts);
+            if unit.is_some() {
+                line.peak_bytes = None; // of the samples alone, without a measure of its error
+            }
         }
     }
     lines.into_values().collect()
 }
 
-fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
+fn line_of(number: u32, sums: &LineTotals, mode: Mode, unit: Option<Unit>) -> Line {
+    let counted = sums.allocations > 0 || sums.frees > 0;
     Line {
         line: number,
         occurrences: None,
@@ -342,6 +427,7 @@ fn line_of(number: u32, sums: &LineTotals, mode: Mode) -> Line {
         allocations: sums.allocations,
         frees: sums.frees,
         peak_bytes: None,
+        errors: unit.filter(|_| counted).map(|unit| unit.errors(sums.variances)),
         // Resident pages have no owner: what a line gained is not known to be what another lost.
         live_bytes: if mode.counts_blocks() { sums.live } else { 0 },
         approximate: sums.approximate,

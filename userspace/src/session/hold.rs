@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -76,6 +77,8 @@ pub struct Hold {
     last_id: u32,
     /// The resident memory at which the debugger opens.
     limit: Option<DebuggerPlan>,
+    /// Bytes between two that are sampled, in the mean, where a process counts its blocks itself.
+    sample: Option<NonZeroU64>,
     /// Nobody holds its processes.
     followed: bool,
     /// A process that was watched has been let go of, and lives on.
@@ -124,6 +127,7 @@ impl Hold {
             modules: Modules::default(),
             last_id: 0,
             limit,
+            sample: None,
             followed: false,
             outlived: false,
         }
@@ -132,6 +136,11 @@ impl Hold {
     /// May a process that was watched still live?
     pub fn is_outlived(&self) -> bool {
         self.outlived || !self.watched.is_empty()
+    }
+
+    /// Has blocks sampled in processes that count them themselves.
+    pub fn sampling(self, sample: Option<NonZeroU64>) -> Self {
+        Self { sample, ..self }
     }
 
     /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
@@ -356,10 +365,11 @@ impl Hold {
         if let Some(tally) = &tally {
             let segments = tally.siblings();
             (process.tally, process.tally_thread) = (segments.address(), segments.thread_offset());
+            process.page_sample = self.sample.and_then(tally::pages_each).map_or(0, NonZeroU32::get);
         }
         let links = self.attach(pid, &libraries, tally.as_deref());
         if let Some(tally) = &tally {
-            tally.begin(&process, self.mode == Mode::Objects, None);
+            tally.begin(&process, self.mode == Mode::Objects, self.sample, None);
         }
         let (id, allocators) = (ProcessId(process.id), libraries.allocators);
         self.begin(pid, &process, Held { id, command, links, allocators, interpreter, layout, tally }, None);
@@ -439,6 +449,9 @@ impl Watcher for Hold {
         process.limit_bytes = 0;
         // The library tells where it is, at its first event.
         (process.tally, process.own_bytes) = (0, 0);
+        if tally.is_none() {
+            process.page_sample = 0;
+        }
         (process.order_major, process.order_minor) = (0, 0);
         seed_resident(&mut process, child);
         if let Err(error) = self.attacher.inherit_arenas(from, process.id) {
@@ -448,7 +461,7 @@ impl Watcher for Hold {
         let links = self.attach(child, &libraries, tally.as_deref());
         if let Some(tally) = &tally {
             let of_parent = self.watched.get(&parent).and_then(|parent| parent.tally.as_deref());
-            tally.begin(&process, self.mode == Mode::Objects, of_parent);
+            tally.begin(&process, self.mode == Mode::Objects, self.sample, of_parent);
         }
         let (id, allocators) = (ProcessId(process.id), libraries.allocators);
         let held = Held { id, command, links, allocators, interpreter, layout, tally };

@@ -162,7 +162,8 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         plan.preload,
         credentials.clone().map(Arc::new),
         plan.debugger,
-    );
+    )
+    .sampling(plan.report.sample);
     let command = command(plan, credentials, shim.as_ref());
     let supervisor = std::thread::Builder::new()
         .name("supervisor".into())

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rmprof_probes::abi;
 
-use crate::kernel::Totals;
-use crate::ledger::{ProcessId, SiteCounts, StackId, StackStatus};
+use crate::kernel::{Sampled, Totals};
+use crate::ledger::{Pair, ProcessId, SiteCounts, SiteVariances, StackId, StackStatus};
 use crate::tally::{History, Segment, Sums};
 
 /// Of a stack that is known to the process alone: none has this name, and its bytes are "stack lost".
@@ -25,6 +25,9 @@ pub struct Tally {
     sums: Vec<Sums>,
     counters: Vec<u64>,
     siteless: (u64, u64),
+    sampled: Option<Sampled>,
+    /// By site.
+    pairs: Vec<(u32, u32, u64)>,
 }
 
 impl Tally {
@@ -38,6 +41,8 @@ impl Tally {
             sums: Vec::new(),
             counters: Vec::new(),
             siteless: (0, 0),
+            sampled: None,
+            pairs: Vec::new(),
         }
     }
 
@@ -82,6 +87,12 @@ impl Tally {
         }
         self.sums = (0..segment.site_count()).map(|number| segment.sums(number)).collect();
         (self.counters, self.siteless) = (segment.counters(), segment.siteless());
+        if segment.sample().is_some() {
+            let [allocated_bytes, allocations, releases] = segment.exact();
+            let samples = segment.samples();
+            self.sampled = Some(Sampled { samples, allocated_bytes, allocations, releases, pairs: Vec::new() });
+            self.pairs = segment.pairs();
+        }
         self.seen = u64::MAX;
         self.end_look();
         self.segment = None;
@@ -89,8 +100,9 @@ impl Tally {
 
     /// Adds the sums to those of the kernel side. To be called once, after `finish`.
     pub fn add_to(&self, process: ProcessId, totals: &mut Totals) {
+        let stack_of = |totals: &Totals, site| totals.tally_stacks.get(&(process, site)).copied().unwrap_or(LOST);
         for ((number, sums), (_, resident_bytes)) in (0..).zip(&self.sums).zip(&self.resident) {
-            let stack = totals.tally_stacks.get(&(process, number)).copied().unwrap_or(LOST);
+            let stack = stack_of(totals, number);
             let counts = SiteCounts {
                 allocated_bytes: sums.allocated_bytes,
                 allocations: sums.allocations,
@@ -99,9 +111,20 @@ impl Tally {
                 dead_bytes: sums.dead_bytes,
                 resident_bytes: *resident_bytes,
                 last_event: sums.last_event << abi::RM_ORDER_SHIFT,
+                tallied: true,
+                variances: SiteVariances { allocated: sums.variance, ..SiteVariances::default() },
             };
             // The kernel side has a site of the same stack, with its status.
             totals.sites.push((process, stack, StackStatus::Complete, counts));
+        }
+        if let Some(sampled) = &self.sampled {
+            let pair = |(asked, released, variance): &(u32, u32, u64)| Pair {
+                asked: stack_of(totals, *asked),
+                released: stack_of(totals, *released),
+                variance: *variance,
+            };
+            let pairs = self.pairs.iter().map(pair).collect();
+            totals.sampled.insert(process, Sampled { pairs, ..sampled.clone() });
         }
         for (total, more) in totals.counters.iter_mut().zip(&self.counters) {
             *total = total.saturating_add(*more);

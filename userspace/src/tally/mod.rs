@@ -8,11 +8,22 @@
 mod history;
 mod segments;
 
+use std::num::{NonZeroU32, NonZeroU64};
+
 use anyhow::{Context, Result};
 use rmprof_probes::{TALLY_LIBRARY, abi};
 
 pub use history::History;
 pub use segments::{Segment, Segments, Sums};
+
+/// Variances are whole numbers: so many are the square of the mean distance of two bytes that are sampled.
+pub const VARIANCE_UNIT: f64 = (1u64 << abi::RM_TALLY_VARIANCE_SHIFT) as f64;
+
+/// Where blocks are sampled, one of so many pages of Python's arenas is counted, for all; `None`: each is.
+pub fn pages_each(sample: NonZeroU64) -> Option<NonZeroU32> {
+    let pages = sample.get().saturating_add(u64::from(abi::RM_PAGE) / 2) / u64::from(abi::RM_PAGE);
+    u32::try_from(pages).ok().filter(|pages| *pages > 1).and_then(NonZeroU32::new)
+}
 
 use crate::launch;
 use crate::target::supervise::Announcer;

@@ -1,8 +1,11 @@
 //! The memory that a process and its forks count in, as seen from here.
 
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::mem::offset_of;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -131,6 +134,8 @@ pub struct Sums {
     pub dead_bytes: u64,
     /// The number of the last event.
     pub last_event: u64,
+    /// Variance of `allocated_bytes`, by [`VARIANCE_UNIT`](super::VARIANCE_UNIT); 0 where every block is counted.
+    pub variance: u64,
 }
 
 /// One segment: what one process image counts in. Dropping it gives the memory back.
@@ -169,8 +174,19 @@ impl Segment {
     }
 
     /// Tells the process, which is held, how to find its frames, and lets it count. `small_blocks`: most of its blocks are of some
-    /// tens of bytes, not of hundreds.
-    pub fn begin(&self, process: &abi::rm_process, small_blocks: bool, parent: Option<&Segment>) {
+    /// tens of bytes, not of hundreds. `sample`: bytes between two that are sampled, in the mean.
+    pub fn begin(
+        &self,
+        process: &abi::rm_process,
+        small_blocks: bool,
+        sample: Option<NonZeroU64>,
+        parent: Option<&Segment>,
+    ) {
+        let sample = sample.map_or(0, NonZeroU64::get);
+        self.word(offset_of!(abi::rm_tally, sample_bytes)).store(sample, Ordering::Relaxed);
+        // Of the library's making by chance: another each time.
+        let seed = RandomState::new().build_hasher().finish();
+        self.word(offset_of!(abi::rm_tally, sample_seed)).store(seed, Ordering::Relaxed);
         let careful = offset_of!(abi::rm_tally, careful);
         let refused = offset_of!(abi::rm_tally, refused);
         let (walks, doubt) = parent.map_or((CAREFUL_WALKS, 0), |parent| {
@@ -231,14 +247,55 @@ impl Segment {
     /// What a site has counted.
     pub fn sums(&self, number: u32) -> Sums {
         let get = |offset| self.get(self.site(number) + offset);
+        let blocks = |offset| match self.sample() {
+            None => get(offset),
+            Some(_) => get(offset).saturating_add(1 << (abi::RM_TALLY_COUNT_SHIFT - 1)) >> abi::RM_TALLY_COUNT_SHIFT,
+        };
         Sums {
             allocated_bytes: get(offset_of!(abi::rm_tally_site, allocated_bytes)),
-            allocations: get(offset_of!(abi::rm_tally_site, allocations)),
+            allocations: blocks(offset_of!(abi::rm_tally_site, allocations)),
             released_bytes: get(offset_of!(abi::rm_tally_site, released_bytes)),
-            releases: get(offset_of!(abi::rm_tally_site, releases)),
+            releases: blocks(offset_of!(abi::rm_tally_site, releases)),
             dead_bytes: get(offset_of!(abi::rm_tally_site, dead_bytes)),
             last_event: get(offset_of!(abi::rm_tally_site, last_event)),
+            variance: get(offset_of!(abi::rm_tally_site, variance)),
         }
+    }
+
+    /// Bytes between two that are sampled, in the mean; `None`: every block is counted.
+    pub fn sample(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.get(offset_of!(abi::rm_tally, sample_bytes)))
+    }
+
+    /// How many blocks were sampled.
+    pub fn samples(&self) -> u64 {
+        self.get(offset_of!(abi::rm_tally, samples))
+    }
+
+    /// Of all blocks, where they are sampled: bytes asked for, blocks asked for, blocks released.
+    pub fn exact(&self) -> [u64; 3] {
+        let sums = [
+            offset_of!(abi::rm_tally_exact, allocated_bytes),
+            offset_of!(abi::rm_tally_exact, allocations),
+            offset_of!(abi::rm_tally_exact, releases),
+        ];
+        sums.map(|offset| {
+            let of_thread = |thread| abi::RM_TALLY_EXACT_AT + thread * abi::RM_TALLY_EXACT_BYTES;
+            let threads = (0..abi::RM_TALLY_EXACT).map(|thread| self.get(of_thread(thread) as usize + offset));
+            threads.fold(0, u64::saturating_add)
+        })
+    }
+
+    /// Where blocks are sampled: which site released those of which, with what they add to the variance of either.
+    pub fn pairs(&self) -> Vec<(u32, u32, u64)> {
+        let place = |pair: u32| (abi::RM_TALLY_PAIRS_AT + pair * abi::RM_TALLY_PAIR_BYTES) as usize;
+        let read = |pair: u32| {
+            let sites = self.get(place(pair) + offset_of!(abi::rm_tally_pair, sites));
+            let variance = self.get(place(pair) + offset_of!(abi::rm_tally_pair, variance));
+            let site = |plus_one: u64| u32::try_from(plus_one).ok()?.checked_sub(1);
+            Some((site(sites >> 32)?, site(sites & u64::from(u32::MAX))?, variance))
+        };
+        (0..abi::RM_TALLY_PAIRS).filter_map(read).collect()
     }
 
     /// Its counters, by `enum rm_counter`.

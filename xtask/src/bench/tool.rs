@@ -16,8 +16,8 @@ pub struct Tool {
 
 #[derive(Debug)]
 enum Kind {
-    /// rmprof-bpf in this mode.
-    Ours(&'static str),
+    /// rmprof-bpf with these options.
+    Ours(&'static [&'static str]),
     /// What stands between the Python and the program; `OUTPUT` stands for a path in a folder of this run.
     Peer(&'static [&'static str]),
 }
@@ -28,9 +28,10 @@ const OUTPUT: &str = "OUTPUT";
 /// All of them, in the order of the tables. A peer's options keep it from opening a browser or asking, and change nothing of what it
 /// measures.
 pub const TOOLS: &[Tool] = &[
-    Tool { name: "pages", kind: Kind::Ours("pages") },
-    Tool { name: "heap", kind: Kind::Ours("heap") },
-    Tool { name: "objects", kind: Kind::Ours("objects") },
+    Tool { name: "pages", kind: Kind::Ours(&["--mode", "pages"]) },
+    Tool { name: "heap", kind: Kind::Ours(&["--mode", "heap"]) },
+    Tool { name: "sampled", kind: Kind::Ours(&["--mode", "heap", "--sample", "512K"]) },
+    Tool { name: "objects", kind: Kind::Ours(&["--mode", "objects"]) },
     Tool { name: "memray", kind: Kind::Peer(&["-m", "memray", "run", "--quiet", "--force", "--output", OUTPUT]) },
     Tool {
         name: "memray-objects",
@@ -71,9 +72,9 @@ impl Tool {
         folder: &Path,
     ) -> Command {
         let mut command = match self.kind {
-            Kind::Ours(mode) => {
+            Kind::Ours(options) => {
                 let mut command = Command::new(binary);
-                command.args(["--as-root", "--format", "json", "--mode", mode, "--output"]).arg(report(folder));
+                command.args(["--as-root", "--format", "json"]).args(options).arg("--output").arg(report(folder));
                 command.arg(python);
                 command
             }

@@ -21,6 +21,7 @@ fn a_whole_report() {
         frees: 1,
         peak_bytes: Some(8),
         live_bytes: 6,
+        errors: Some(Errors { increment_bytes: 3, allocated_bytes: 4, freed_bytes: 5, live_bytes: 2 }),
         mem_usage_bytes: Some(4096),
         increment_bytes: 6,
         self_bytes: 5,
@@ -34,6 +35,14 @@ fn a_whole_report() {
     let library =
         function("/usr/lib/python3.11/os.py", "g", 1, "", vec![Line { line: 2, self_bytes: 1, ..Line::default() }]);
     let process = ProcessReport {
+        sampling: Some(Sampling {
+            interval_bytes: 4096,
+            samples: 2,
+            allocated_bytes: 11,
+            allocations: 3,
+            frees: 1,
+            net_error_bytes: 7,
+        }),
         started: Some(UNIX_EPOCH + Duration::from_millis(1_763_856_000_250)),
         exit_status: Some(0),
         rss_peak_bytes: Some(8192),
@@ -51,6 +60,9 @@ fn a_whole_report() {
         ..Health::default()
     };
 
+    let errors = json!({"increment_bytes": 3, "allocated_bytes": 4, "freed_bytes": 5, "live_bytes": 2});
+    let sampling = json!({"interval_bytes": 4096, "samples": 2, "allocated_bytes": 11, "allocations": 3, "frees": 1,
+        "net_standard_error_bytes": 7});
     let expected = json!({
         "schema": "rmprof-bpf/1",
         "tool": {"version": "0.1.0", "mode": "heap", "kernel": "6.18.44"},
@@ -59,12 +71,13 @@ fn a_whole_report() {
         "processes": [{
             "pid": 1234, "parent_pid": 1, "command": ["python", "a.py"], "python": "3.11.7", "cgroup": "/user.slice",
             "started": "2025-11-23T00:00:00.250Z", "exit_status": 0, "rss_peak_bytes": 8192, "net_bytes": 97,
+            "sampling": sampling,
             "functions": [{
                 "filename": "a.py", "name": "f", "qualified_name": "f", "first_line": 1, "marked": true,
                 "lines": [
                     {"line": 2, "source": "    g()", "occurrences": 1, "mem_usage_bytes": 4096, "increment_bytes": 6,
                      "self_bytes": 5, "allocated_bytes": 10, "freed_bytes": 4, "allocations": 2, "frees": 1,
-                     "peak_bytes": 8, "live_bytes": 6, "approximate": true},
+                     "peak_bytes": 8, "live_bytes": 6, "approximate": true, "standard_error": errors},
                     {"line": 3, "increment_bytes": -9, "self_bytes": -9, "allocated_bytes": 0, "freed_bytes": 0,
                      "allocations": 0, "frees": 0, "live_bytes": 0},
                 ],

@@ -129,6 +129,7 @@ fn every_column() {
         frees: 4,
         peak_bytes: Some(1 << 19),
         live_bytes: 2 << 20,
+        errors: Some(Errors { increment_bytes: 1 << 19, ..Errors::default() }),
         native: vec![NativeBytes { function: "f".into(), module: "libx.so".into(), bytes: 3 << 20 }],
         ..line(2, 20.0, 2.0)
     };
@@ -143,11 +144,11 @@ fn every_column() {
     let expected = "\
 Filename: a.py
 
-Line #    Mem usage    Increment  Occurrences    Allocated        Freed  Allocations        Frees         Peak         Live       Native   Line Contents
-========================================================================================================================================================
-     1                                                                                                                                     def f():
-     2    20.00 MiB     2.00 MiB            3     3.00 MiB     1.00 MiB           12            4     0.50 MiB     2.00 MiB            f       g()
-     3                 -1.00 MiB                  0.00 MiB     0.00 MiB            0            0                  0.00 MiB                    h()
+Line #    Mem usage    Increment        Error  Occurrences    Allocated        Freed  Allocations        Frees         Peak         Live       Native   Line Contents
+=====================================================================================================================================================================
+     1                                                                                                                                                  def f():
+     2    20.00 MiB     2.00 MiB   ± 0.50 MiB            3     3.00 MiB     1.00 MiB           12            4     0.50 MiB     2.00 MiB            f       g()
+     3                 -1.00 MiB                               0.00 MiB     0.00 MiB            0            0                  0.00 MiB                    h()
 
 
 ";
