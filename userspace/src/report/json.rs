@@ -22,6 +22,8 @@ pub(super) const SCHEMA: &str = "rmprof-bpf/1";
 
 /// The reason of self bytes on lines that the selection leaves out.
 const NOT_SHOWN: &str = "lines of files not shown";
+/// And of those, where they are the import system's.
+const IMPORT: &str = "import of modules";
 
 /// How many native functions of a line are written.
 const MOST_NATIVE: usize = 10;
@@ -315,9 +317,10 @@ fn health(health: &Health) -> JsonHealth<'_> {
 }
 
 fn json_process<'r>(process: &'r ProcessReport, options: &Options) -> JsonProcess<'r> {
-    let (functions, hidden_bytes) = select::whole(process, &options.selection);
+    let (functions, hidden) = select::whole(process, &options.selection);
     let other = process.other.iter().map(|other| JsonOther { reason: &other.reason, net_bytes: other.net_bytes });
-    let hidden = (hidden_bytes != 0).then_some(JsonOther { reason: NOT_SHOWN, net_bytes: hidden_bytes });
+    let hidden = [(IMPORT, hidden.import_bytes), (NOT_SHOWN, hidden.file_bytes)].into_iter();
+    let hidden = hidden.filter(|(_, bytes)| *bytes != 0).map(|(reason, net_bytes)| JsonOther { reason, net_bytes });
     JsonProcess {
         merged_processes: process.merged,
         pid: process.pid,

@@ -18,6 +18,14 @@ pub fn is_own_file(filename: &str) -> bool {
     !filename.is_empty()
 }
 
+/// Whether a file is of the import system, which is frozen into the interpreter (Python/frozen.c).
+pub(super) fn is_import(filename: &str) -> bool {
+    matches!(
+        filename,
+        "<frozen importlib._bootstrap>" | "<frozen importlib._bootstrap_external>" | "<frozen zipimport>"
+    )
+}
+
 /// `python3`, `python3.11`, `python3.13t` (free-threaded), `python311.zip` (an embedded standard library).
 fn is_python_folder(component: &str) -> bool {
     let Some(version) = component.strip_prefix("python3") else { return false };

@@ -3,6 +3,7 @@
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::model::{Function, Health, ProcessReport, Report};
+use super::own_file::is_import;
 use super::{OptionError, Options, escape};
 
 /// `--include`, `--exclude` and `--all-files`.
@@ -164,16 +165,28 @@ fn keep_top(processes: &mut [ProcessTables<'_>], top: usize) {
     }
 }
 
+/// Self bytes of lines that are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hidden {
+    /// Of the import system: what modules take to be loaded, their code objects above all.
+    pub import_bytes: i64,
+    /// Of all other files.
+    pub file_bytes: i64,
+}
+
 /// What a machine-readable report holds of a process: every measured function of the files asked for and every marked one,
 /// less the excluded; and the self bytes of all the others.
-pub(super) fn whole<'r>(process: &'r ProcessReport, selection: &Selection) -> (Vec<&'r Function>, i64) {
+pub(super) fn whole<'r>(process: &'r ProcessReport, selection: &Selection) -> (Vec<&'r Function>, Hidden) {
     let (shown, hidden): (Vec<_>, Vec<_>) = process
         .functions
         .iter()
         .partition(|function| (function.marked || selection.takes_file(function)) && !selection.excludes(function));
-    let hidden =
-        hidden.iter().flat_map(|function| &function.lines).map(|line| line.self_bytes).fold(0, i64::saturating_add);
-    (shown, hidden)
+    let (import, files): (Vec<_>, Vec<_>) = hidden.into_iter().partition(|function| is_import(&function.filename));
+    let own_bytes = |functions: &[&Function]| {
+        let lines = functions.iter().flat_map(|function| &function.lines);
+        lines.map(|line| line.self_bytes).fold(0, i64::saturating_add)
+    };
+    (shown, Hidden { import_bytes: own_bytes(&import), file_bytes: own_bytes(&files) })
 }
 
 #[cfg(test)]

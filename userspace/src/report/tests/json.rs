@@ -175,3 +175,20 @@ fn native_functions_where_they_were_asked_for() {
     assert_eq!(lines[0]["native"][1], serde_json::json!({"function": "f1", "module": "libx.so", "bytes": 99}));
     assert_eq!(lines[1].get("native"), None);
 }
+
+/// The import system's own bytes are told from those of other files, and shown as lines where all files are asked for.
+#[test]
+fn what_imports_take_is_told() {
+    let of = |bytes| vec![Line { line: 2, self_bytes: bytes, increment_bytes: bytes, ..Line::default() }];
+    let report = report(vec![process(vec![
+        function("a.py", "<module>", 1, "import os\nimport re\n", of(1)),
+        function("<frozen importlib._bootstrap_external>", "get_data", 1, "", of(20)),
+        function("<frozen importlib._bootstrap>", "_call_with_frames_removed", 1, "", of(300)),
+        function("/usr/lib/python3.11/os.py", "g", 1, "", of(4000)),
+    ])]);
+    let other = json_of(&report, &Options::default())["processes"][0]["other"].clone();
+    let wanted = serde_json::json!([
+        {"reason": "import of modules", "net_bytes": 320}, {"reason": "lines of files not shown", "net_bytes": 4000}
+    ]);
+    assert_eq!(other, wanted);
+}
