@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The objects: the feature that asks for it, its name, and what is defined for it.
-const OBJECTS: &[(&str, &str, &[&str])] = &[("LIBBPF", "rmprof", &[]), ("SINGLE", "single", &["-DRM_SINGLE"])];
+const OBJECTS: &[(&str, &str, &[&str])] =
+    &[("LIBBPF", "rmprof", &[]), ("SINGLE", "single", &["-DRM_SINGLE"]), ("PIECES", "pieces", &["-DRM_PIECES"])];
 
 /// The source of them all.
 const SOURCE: &str = "bpf/rmprof.bpf.c";

@@ -192,3 +192,7 @@ int limit_sys_exit(__u64 *ctx)
 	(void)ctx;
 	return limit_exit();
 }
+
+#ifdef RM_PIECES
+#include "pieces.bpf.h"
+#endif

@@ -14,5 +14,9 @@ pub const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rmprof.bpf.o
 #[cfg(feature = "single")]
 pub const SINGLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/single.bpf.o"));
 
+/// The same with the pieces of an event besides, each to be measured by itself (see `bpf/pieces.bpf.h`).
+#[cfg(feature = "pieces")]
+pub const PIECES_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pieces.bpf.o"));
+
 /// The compiled library that a started program gets (see `preload/tally.c`).
 pub const TALLY_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tally.so"));

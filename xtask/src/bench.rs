@@ -263,7 +263,7 @@ fn ours(runs: &[turn::Run]) -> Option<Ours> {
 }
 
 /// Builds the release binary and says where it is.
-fn build() -> Result<PathBuf> {
+pub fn build() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args([

@@ -1,6 +1,7 @@
 //! What is done to the project rather than by it: `cargo xtask --help`.
 
 mod bench;
+mod cost;
 mod layouts;
 mod verifier;
 
@@ -16,6 +17,8 @@ enum Task {
     Layouts(layouts::Arguments),
     /// Measure what programs pay for being profiled: bare and ours in turns
     Bench(bench::Arguments),
+    /// What one event costs, taken apart: in the probes, in the kernel around them, in the preloaded library
+    Cost(cost::Arguments),
     /// Load every probe and hold what the kernel's verifier walked through against the budget
     Verifier(verifier::Arguments),
 }
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Layouts(arguments) => layouts::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Cost(arguments) => cost::run(&arguments),
         Task::Verifier(arguments) => verifier::run(&arguments),
     };
     match done {
