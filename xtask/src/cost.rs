@@ -82,21 +82,14 @@ const CASES: &[Case] = &[
         count: TRAPPED,
         programs: &["heap_session", "heap_enter", "heap_return"],
     },
-    Case {
-        name: "page, heap",
-        options: &[],
-        work: "pages",
-        depth: 0,
-        count: PAGES,
-        programs: &["rss_stat", "fault_user"],
-    },
+    Case { name: "page, heap", options: &[], work: "pages", depth: 0, count: PAGES, programs: &["rss_stat", "fault"] },
     Case {
         name: "page, heap sampled",
         options: &["--sample", "512K"],
         work: "pages",
         depth: 0,
         count: PAGES,
-        programs: &["rss_stat", "fault_user"],
+        programs: &["rss_stat", "fault"],
     },
     Case {
         name: "page, pages mode",
@@ -104,7 +97,7 @@ const CASES: &[Case] = &[
         work: "pages",
         depth: 0,
         count: PAGES,
-        programs: &["rss_stat", "fault_user"],
+        programs: &["rss_stat", "fault"],
     },
 ];
 
