@@ -49,6 +49,8 @@ mod native;
 mod objects;
 #[path = "live/odd_sources.rs"]
 mod odd_sources;
+#[path = "live/on_limit.rs"]
+mod on_limit;
 #[path = "live/pages.rs"]
 mod pages;
 #[path = "live/refused.rs"]

@@ -7,19 +7,55 @@
 #ifndef LIMIT_BPF_H
 #define LIMIT_BPF_H
 
-static __always_inline void tell_limit(struct rm_process *process, __u32 call, __u32 reason)
+static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason)
 {
 	struct rm_limit_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 
 	if (!record) {
 		count(RM_COUNT_RING_FULL_MARK);
-		return;
+		return false;
 	}
 	record->event.kind = RM_EVENT_LIMIT;
 	record->event.process = process->id;
 	record->call = call;
 	record->reason = reason;
-	bpf_ringbuf_submit(record, 0);
+	record->bytes = resident_bytes(process);
+	/* The others are not woken for: by its own rule the ring would not wake for one behind them. */
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
+	return true;
+}
+
+/* What user space is to do something about (--on-limit). */
+__noinline int check_each_alarm(struct rm_process *process)
+{
+	__u64 resident;
+	__u32 index;
+
+	if (!process)
+		return 0;
+	resident = resident_bytes(process);
+	for (index = 0; index < RM_ALARMS; index++) {
+		__u64 bytes = process->alarm_bytes[index];
+		__u32 *passed = &process->alarm_passed[index];
+
+		if (!bytes)
+			break;
+		if (resident > bytes) {
+			if (*passed || __sync_lock_test_and_set(passed, 1))
+				continue;
+			if (!tell_limit(process, RM_LIMIT_ALARM, index))
+				*passed = 0; /* the next event may find room */
+		} else if (*passed && resident <= bytes - bytes / RM_ALARM_PART) {
+			*passed = 0;
+		}
+	}
+	return 0;
+}
+
+static __always_inline void check_alarms(struct rm_process *process)
+{
+	if (process->alarm_bytes[0])
+		check_each_alarm(process);
 }
 
 /* x86: the number of the system call, or negative for what else came from user mode (arch/x86/include/asm/ptrace.h, orig_ax). */

@@ -17,6 +17,7 @@ typedef unsigned long long rm_u64;
 typedef long long rm_s64;
 
 enum rm_limits {
+	RM_ALARMS = 4,             /* limits of resident memory that are told to user space */
 	RM_MAX_FRAMES = 128,      /* frames of a stack; deeper ones are cut at the outer end and counted */
 	RM_FRAME_READ = 104,      /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
 	RM_CODE_READ = 96,        /* bytes read of each code object, from rm_layout.code_base on */
@@ -192,6 +193,13 @@ struct rm_process {
 	rm_u32 limit_state;        /* enum rm_limit_state */
 	rm_u32 page_sample;        /* of so many pages of its arenas one is counted, for all; 0: each is */
 	rm_s64 folded[4];          /* where pages are sampled: its resident counters, without what single CPUs have not told yet */
+	rm_u64 alarm_bytes[RM_ALARMS]; /* resident memory above which user space is told (--on-limit); 0: no alarm */
+	rm_u32 alarm_passed[RM_ALARMS]; /* 1: it was told, and resident memory has not been well below it since */
+};
+
+/* An alarm is passed again only after resident memory was a part of it below: 1 / RM_ALARM_PART. */
+enum rm_alarm_part {
+	RM_ALARM_PART = 16,
 };
 
 enum rm_limit_state {
@@ -205,6 +213,7 @@ enum rm_limit_call {
 	RM_LIMIT_STOPPED = 1,   /* the debugger is about to open */
 	RM_LIMIT_CONTINUED = 2, /* and has let the program go on */
 	RM_LIMIT_REFUSED = 3,   /* (enum rm_limit_refusal) */
+	RM_LIMIT_ALARM = 4,     /* the kernel side itself: the alarm of this number was passed */
 };
 
 enum rm_limit_refusal {
@@ -433,7 +442,8 @@ struct rm_hello_event {
 struct rm_limit_event {
 	struct rm_event event;
 	rm_u32 call;   /* enum rm_limit_call */
-	rm_u32 reason; /* enum rm_limit_refusal */
+	rm_u32 reason; /* enum rm_limit_refusal, or the alarm */
+	rm_u64 bytes;  /* resident at that moment */
 };
 
 enum rm_map_change {

@@ -5,6 +5,7 @@
 //! [`tally`] (processes that count themselves), [`native`] (native functions by their addresses).
 //! [`session`] alone sees them all. See ARCHITECTURE.md.
 
+pub mod alarm;
 pub mod cli;
 pub mod doctor;
 pub mod kernel;

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::alarm::{Alarm, Of};
 use crate::cli::{
     AttachArguments, AttachModeArgument, CheckArguments, ModeArgument, ProbesArgument, ReportArguments, RunArguments,
     SystemArguments, WatchArguments,
@@ -116,6 +117,8 @@ pub struct RunPlan {
     pub preload: bool,
     /// When the debugger opens; `None`: never.
     pub debugger: Option<DebuggerPlan>,
+    /// What is done at which limits.
+    pub alarms: Vec<Alarm>,
     /// Keep root for the program under sudo.
     pub as_root: bool,
     /// What to run.
@@ -153,6 +156,7 @@ impl RunPlan {
                 }),
             },
             debugger: typed.pdb_mmem.map(|bytes| DebuggerPlan { bytes, step: typed.pdb_mmem_step }),
+            alarms: Alarm::parse_all(&typed.on_limit, Of::Run)?,
             as_root: typed.as_root,
             program: words.next().unwrap_or_default(),
             arguments: words.collect(),
@@ -169,6 +173,8 @@ pub struct WatchPlan {
     pub duration: Option<Duration>,
     /// A report each time so long has passed.
     pub interval: Option<Duration>,
+    /// What is done at which limits.
+    pub alarms: Vec<Alarm>,
     /// By which library the probes are loaded.
     pub how: How,
 }
@@ -188,7 +194,8 @@ impl WatchPlan {
         }
         let report = ReportPlan::new(mode, typed.report, typed.checks)?;
         let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
-        Ok(Self { report, duration: typed.duration, interval: typed.interval, how })
+        let alarms = Alarm::parse_all(&typed.on_limit, Of::Watch)?;
+        Ok(Self { report, duration: typed.duration, interval: typed.interval, alarms, how })
     }
 }
 

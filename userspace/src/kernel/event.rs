@@ -109,6 +109,13 @@ pub enum LimitNews {
     Continued,
     /// It cannot open, for this `rm_limit_refusal`.
     Refused(u32),
+    /// Resident memory passed the alarm of this number.
+    Passed {
+        /// Which.
+        alarm: usize,
+        /// Resident bytes at that moment.
+        bytes: u64,
+    },
 }
 
 /// What the kernel side tells at once.
@@ -259,6 +266,7 @@ pub fn parse(record: &[u8]) -> Option<Event> {
                 abi::RM_LIMIT_STOPPED => LimitNews::Stopped,
                 abi::RM_LIMIT_CONTINUED => LimitNews::Continued,
                 abi::RM_LIMIT_REFUSED => LimitNews::Refused(limit.reason),
+                abi::RM_LIMIT_ALARM => LimitNews::Passed { alarm: limit.reason.try_into().ok()?, bytes: limit.bytes },
                 _ => return None,
             };
             Some(Event::Limit { process, news })

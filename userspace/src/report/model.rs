@@ -95,6 +95,8 @@ pub enum Cause {
     Signal,
     /// The processes in it were killed or crashed.
     Death,
+    /// A process passed a limit of resident memory.
+    Limit,
 }
 
 impl Cause {
@@ -104,6 +106,7 @@ impl Cause {
             Self::Interval => "interval",
             Self::Signal => "signal",
             Self::Death => "death",
+            Self::Limit => "limit",
         }
     }
 }

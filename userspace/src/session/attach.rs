@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::alarms;
 use super::assemble::{Whose, assemble};
 use super::beat::{Beat, Beats};
 use super::checked::Checked;
@@ -85,6 +86,7 @@ fn begin(plan: &WatchPlan, follow: Follow, scope: Scope) -> Result<(Runtime, Ord
     let attacher = Arc::new(attacher);
     let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
     let hold = Hold::of_followed(Arc::clone(&attacher), (plan.report.mode, plan.report.native()), sender);
+    let hold = hold.with_alarms(&plan.alarms);
     let follower = Follower::new(hold, scope);
     let collector = Collector::default();
     let watch = Watch { plan, checks, outlet, collector, drain, messages, follower, attacher, _kernel: kernel };
@@ -176,6 +178,9 @@ impl Watch<'_> {
             self.take().map_err(gathering)?;
             loading = self.follower.look_again();
             self.hear();
+            if alarms::act(&self.plan.alarms, &mut self.collector).report {
+                cause = cause.or(Some(Cause::Limit));
+            }
             if !self.collector.killed.is_empty() && tokio::time::Instant::now() >= killed_due && self.follower.has_any()
             {
                 killed_due = tokio::time::Instant::now() + TELL_OF_KILLED_EVERY;

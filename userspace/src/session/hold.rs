@@ -18,6 +18,7 @@ use super::image::{Birth, Death, End};
 use super::modules::{self, Libraries, Modules};
 use super::recipe;
 use super::sources::Script;
+use crate::alarm::{self, Alarm};
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::Shim;
 use crate::ledger::ProcessId;
@@ -79,6 +80,8 @@ pub struct Hold {
     limit: Option<DebuggerPlan>,
     /// Bytes between two that are sampled, in the mean, where a process counts its blocks itself.
     sample: Option<NonZeroU64>,
+    /// Resident memory of each process at which the collector is told.
+    alarms: [u64; alarm::MOST],
     /// Nobody holds its processes.
     followed: bool,
     /// A process that was watched has been let go of, and lives on.
@@ -128,6 +131,7 @@ impl Hold {
             last_id: 0,
             limit,
             sample: None,
+            alarms: [0; alarm::MOST],
             followed: false,
             outlived: false,
         }
@@ -141,6 +145,13 @@ impl Hold {
     /// Has blocks sampled in processes that count them themselves.
     pub fn sampling(self, sample: Option<NonZeroU64>) -> Self {
         Self { sample, ..self }
+    }
+
+    /// The collector is told when a process passes one of these.
+    #[must_use]
+    pub fn with_alarms(mut self, alarms: &[Alarm]) -> Self {
+        self.alarms.iter_mut().zip(alarms).for_each(|(bytes, alarm)| *bytes = alarm.bytes);
+        self
     }
 
     /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
@@ -423,6 +434,7 @@ impl Hold {
         if let Some(limit) = self.limit {
             (process.limit_bytes, process.limit_step) = (limit.bytes, limit.step.unwrap_or(0));
         }
+        process.alarm_bytes = self.alarms;
         seed_resident(&mut process, pid);
         process
     }

@@ -27,12 +27,25 @@ pub struct Limits {
     ready: HashSet<ProcessId>,
     /// Whose limit has been dealt with, one way or the other.
     done: HashSet<ProcessId>,
+    /// Alarms that were passed and are still to be acted on.
+    pub(super) passed: Vec<Passed>,
+}
+
+/// A process has passed an alarm.
+#[derive(Clone, Copy, Debug)]
+pub struct Passed {
+    pub(super) process: ProcessId,
+    /// Which of the plan's.
+    pub(super) alarm: usize,
+    /// Resident bytes at that moment.
+    pub(super) bytes: u64,
 }
 
 impl Limits {
     /// Takes one piece of news, and says what the person has to know.
     pub(super) fn hear(&mut self, process: ProcessId, news: LimitNews, images: &BTreeMap<ProcessId, Image>) {
         match news {
+            LimitNews::Passed { alarm, bytes } => self.passed.push(Passed { process, alarm, bytes }),
             LimitNews::Ready => drop(self.ready.insert(process)),
             LimitNews::Stopped | LimitNews::Continued => drop(self.done.insert(process)),
             LimitNews::Refused(reason) => {

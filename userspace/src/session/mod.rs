@@ -3,6 +3,7 @@
 //! Two threads: the supervisor (holds processes, attaches) and this one (drains, resolves, prints). They share the
 //! [`Attacher`](crate::kernel::Attacher) and one channel.
 
+mod alarms;
 mod alone;
 mod assemble;
 pub mod attach;
@@ -163,7 +164,8 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         credentials.clone().map(Arc::new),
         plan.debugger,
     )
-    .sampling(plan.report.sample);
+    .sampling(plan.report.sample)
+    .with_alarms(&plan.alarms);
     let command = command(plan, credentials, shim.as_ref());
     let supervisor = std::thread::Builder::new()
         .name("supervisor".into())
@@ -179,7 +181,8 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         error: io::Error::other("its thread ended early"),
     })?;
     let status = status?;
-    let mut totals = gathered.map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
+    let (mut totals, exit) =
+        gathered.map_err(|error| RunError::System { doing: "reading what the probes gathered", error })?;
     if collector.images.is_empty() && collector.settled.is_empty() {
         say(
             "no supported Python ran: nothing was measured\nhint: `rmprof-bpf doctor /path/to/python` says whether one can be",
@@ -202,7 +205,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         kernel.leave_to_keeper(&attacher);
     }
     written?;
-    Ok(checks.status(&report, exit_code(status)))
+    Ok(checks.status(&report, exit.map_or(exit_code(status), i32::from)))
 }
 
 /// Have we the capabilities that all we do takes?
@@ -241,18 +244,19 @@ fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>
     Command { program: plan.program.clone(), args: plan.arguments.clone(), env, credentials }
 }
 
-/// Drains until the supervisor has hung up, then reads the sums.
+/// Drains until the supervisor has hung up, then reads the sums. With them comes the exit status that an action asked for.
 fn gather(
     plan: &RunPlan,
     collector: &mut Collector,
     drain: &Drain,
     mut messages: UnboundedReceiver<Message>,
     attacher: &crate::kernel::Attacher,
-) -> io::Result<Totals> {
+) -> io::Result<(Totals, Option<u8>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let exit = runtime.block_on(async {
         // The debugger has the terminal to itself.
         let mut beats = Beats::new(drain, plan.debugger.is_none())?;
+        let mut exit = None;
         loop {
             let mut due = false;
             tokio::select! {
@@ -273,16 +277,17 @@ fn gather(
                 collector.begin_look();
             }
             collector.record(drain.take()?);
+            exit = exit.or(alarms::act(&plan.alarms, collector).exit);
             if due {
                 collector.end_look(drain.unheard()?);
                 collector.make_room(drain, &plan.report)?;
             }
         }
-        io::Result::Ok(())
+        io::Result::Ok(exit)
     })?;
     let records = drain.take()?;
     collector.record(records);
-    drain.totals()
+    Ok((drain.totals()?, exit))
 }
 
 /// Says why there are no marks where Pythons ran without our help to it.

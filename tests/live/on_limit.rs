@@ -1,0 +1,166 @@
+//! What is done when resident memory passes a limit (`--on-limit`).
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{Run, Target, any_python, eventually, root, script, watches};
+
+/// It has 10 to 20 MiB itself; each step is of 100.
+const SERVER: &str = "
+import signal, sys
+kept = []
+
+def told(number, frame):
+    print('told', number, flush=True)
+signal.signal(signal.SIGUSR2, told)
+
+def serve():
+    print('ready', flush=True)
+    for line in sys.stdin:
+        if line == 'grow\\n':
+            kept.append(bytearray(100 << 20))
+        elif line == 'shrink\\n':
+            kept.pop()
+        print('done', flush=True)
+serve()
+";
+
+fn is_stopped(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+}
+
+#[test]
+fn root_a_report_is_written_once_a_crossing() {
+    if !root() {
+        return;
+    }
+    let program = script("server.py", SERVER);
+    for mode in ["pages", "heap"] {
+        let mut target = Target::start(&any_python(), &program);
+        let started =
+            Run::json_of(["attach", "--mode", mode, "--on-limit", "80=report", "--on-limit", "250:rss=report"])
+                .word(target.pid())
+                .start();
+        eventually("it is attached", || watches(&started, &target));
+        target.step("grow");
+        eventually("the limit is passed", || started.snapshot(1).is_some());
+        // Above it already: no crossing of the first, and of the second at the third step.
+        target.step("grow");
+        target.step("grow");
+        eventually("the other is passed", || started.snapshot(2).is_some());
+        // Far below both, and above the first again.
+        for step in ["shrink", "shrink", "shrink", "grow"] {
+            target.step(step);
+        }
+        eventually("the first is passed again", || started.snapshot(3).is_some());
+        target.end();
+        let ran = started.end().expect(0);
+        let causes: Vec<_> = ran.snapshots().iter().map(|report| report.0["snapshot"]["cause"].clone()).collect();
+        assert_eq!(causes, ["limit", "limit", "limit"], "{mode}: {ran}");
+        assert_eq!(ran.stderr_text().matches("above 80.000 MiB (--on-limit)").count(), 2, "{mode}: {ran}");
+    }
+}
+
+#[test]
+fn root_a_process_is_stopped_and_goes_on() {
+    if !root() {
+        return;
+    }
+    let program = script("server.py", SERVER);
+    for command in ["attach", "system"] {
+        let mut target = Target::start(&any_python(), &program);
+        let run = Run::json_of([command, "--on-limit", "80=stop"]);
+        let own = program.path.to_str().unwrap().to_owned();
+        let run =
+            if command == "attach" { run.word(target.pid()) } else { run.words(["--command", &format!("*{own}*")]) };
+        let started = run.start();
+        eventually("it is attached", || watches(&started, &target));
+        let pid = target.pid();
+        let continues = std::thread::spawn(move || {
+            eventually("it is stopped", || is_stopped(&pid));
+            kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGCONT).unwrap();
+        });
+        assert_eq!(target.step("grow"), "done");
+        continues.join().unwrap();
+        started.signal(Signal::SIGINT);
+        let ran = started.end().expect(0);
+        assert!(ran.stderr_text().contains(&format!("hint: `kill -CONT {}` lets it go on", target.pid())), "{ran}");
+        target.end();
+    }
+}
+
+#[test]
+fn root_a_signal_is_sent() {
+    if !root() {
+        return;
+    }
+    let program = script("server.py", SERVER);
+    let mut target = Target::start(&any_python(), &program);
+    let started = Run::json_of(["attach", "--on-limit", "80=signal USR2"]).word(target.pid()).start();
+    eventually("it is attached", || watches(&started, &target));
+    // The handler's line may come before or after the step's.
+    let mut said = [target.step("grow"), target.step("nothing")];
+    said.sort();
+    assert_eq!(said, ["done".to_owned(), format!("told {}", Signal::SIGUSR2 as i32)]);
+    assert_eq!(target.step("nothing"), "done");
+    started.signal(Signal::SIGINT);
+    started.end().expect(0);
+    target.step("nothing");
+    target.end();
+}
+
+#[test]
+fn root_a_run_ends_with_the_status_asked_for() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "endless.py",
+        "
+import os, sys
+kept = []
+if sys.argv[1:] == ['child'] and os.fork():
+    os.wait()
+    sys.exit(4)
+kept.append(bytearray(100 << 20))  # passes
+while True:
+    pass
+",
+    );
+    for mode in ["pages", "heap"] {
+        for words in [&[][..], &["child"]] {
+            let run = Run::json_of(["--mode", mode, "--on-limit", "80=exit 77"]).word(&any_python().path);
+            let ran = run.word(&program.path).words(words).run().expect(77);
+            let report = ran.report();
+            assert!(report.0.to_string().contains("# passes"), "{mode} {words:?}: {ran}");
+        }
+    }
+    let run = Run::json_of(["--on-limit", "80=exit 77"]).word(&any_python().path).words(["-c", "pass"]);
+    run.run().expect(0);
+}
+
+/// The program's own parent sees the stop, as a shell would.
+#[test]
+fn root_a_run_is_stopped_and_goes_on() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "stops.py",
+        "
+import os, signal
+child = os.fork()
+if not child:
+    kept = bytearray(100 << 20)
+    os._exit(5)
+_, status = os.waitpid(child, os.WUNTRACED)
+print('stopped', os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP, flush=True)
+os.kill(child, signal.SIGCONT)
+_, status = os.waitpid(child, 0)
+print('status', os.WEXITSTATUS(status), flush=True)
+",
+    );
+    let ran = Run::json_of(["--on-limit", "80=stop"]).word(&any_python().path).word(&program.path).run().expect(0);
+    assert_eq!(ran.stdout_text(), "stopped True\nstatus 5\n", "{ran}");
+}

@@ -1,0 +1,79 @@
+//! What is done when the resident memory of a process passes a limit (`--on-limit`).
+
+use nix::sys::signal::{Signal, kill};
+
+use super::collector::Collector;
+use super::image::Image;
+use super::say;
+use crate::alarm::{Action, Alarm};
+
+/// What is left for the session to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Todo {
+    /// Write a report now.
+    pub report: bool,
+    /// End with this status; the processes have been killed.
+    pub exit: Option<u8>,
+}
+
+/// Acts on what was passed since the last time.
+pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
+    let mut todo = Todo::default();
+    for passed in std::mem::take(&mut collector.limits.passed) {
+        let (Some(alarm), Some(image)) = (alarms.get(passed.alarm), collector.images.get(&passed.process)) else {
+            continue;
+        };
+        let pid = image.birth.pid;
+        let about = format!("process {pid}: {} resident, above {} (--on-limit)", mib(passed.bytes), mib(alarm.bytes));
+        match alarm.action {
+            Action::Report => {
+                say(&format!("{about}: the report is written"));
+                todo.report = true;
+            }
+            Action::Stop => {
+                if send(image, Signal::SIGSTOP, &about) {
+                    say(&format!(
+                        "{about}: stopped\nhint: `kill -CONT {pid}` lets it go on, `kill -KILL {pid}` ends it"
+                    ));
+                }
+            }
+            Action::Signal(signal) => {
+                if send(image, signal, &about) {
+                    say(&format!("{about}: {signal} was sent"));
+                }
+            }
+            Action::Exit(code) => {
+                say(&format!("{about}: the run ends with status {code}"));
+                for image in collector.images.values() {
+                    send(image, Signal::SIGKILL, &about);
+                }
+                todo.exit = todo.exit.or(Some(code));
+            }
+        }
+    }
+    todo
+}
+
+/// False: the process has ended meanwhile, or cannot be sent it, which is said.
+fn send(image: &Image, signal: Signal, about: &str) -> bool {
+    let pid = image.birth.pid;
+    // A process that has ended leaves its number to others.
+    let is_still =
+        image.birth.attacher.watched(pid.as_raw().unsigned_abs()).is_some_and(|now| now.id == image.birth.id.0);
+    if image.death.is_some() || !is_still {
+        return false;
+    }
+    match kill(pid, signal) {
+        Ok(()) => true,
+        Err(nix::errno::Errno::ESRCH) => false,
+        Err(error) => {
+            say(&format!("{about}: {signal} could not be sent: {error}"));
+            false
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // for the eye
+fn mib(bytes: u64) -> String {
+    format!("{:.3} MiB", bytes as f64 / f64::from(1 << 20))
+}
