@@ -1,7 +1,8 @@
 //! What is done when resident memory passes a limit (`--on-limit`).
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, User};
+use std::os::unix::fs::chown;
 
 use crate::common::{Run, Target, any_python, eventually, root, script, watches};
 
@@ -163,4 +164,40 @@ print('status', os.WEXITSTATUS(status), flush=True)
     );
     let ran = Run::json_of(["--on-limit", "80=stop"]).word(&any_python().path).word(&program.path).run().expect(0);
     assert_eq!(ran.stdout_text(), "stopped True\nstatus 5\n", "{ran}");
+}
+
+/// The command is the caller's, and is told where the report is.
+#[test]
+fn root_a_command_is_run_for_the_caller() {
+    if !root() {
+        return;
+    }
+    let program = script("server.py", SERVER);
+    let folder = program.directory();
+    let user = User::from_name("daemon").unwrap().unwrap();
+    chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    let command = "80=exec echo $RMPROF_PID $RMPROF_REPORT $(id -u) $(id -G) >told.part; mv told.part told";
+    for output in [&["--output", "report.json"][..], &[]] {
+        let mut target = Target::start(&any_python(), &program);
+        let run = Run::new(["attach", "--format", "json", "--on-limit", command]).words(output).word(target.pid());
+        let run = run.directory(folder).env("SUDO_UID", user.uid.to_string()).env("SUDO_GID", user.gid.to_string());
+        let started = run.env("SUDO_USER", &user.name).env("RMPROF_REPORT", "forged").start();
+        eventually("it is attached", || watches(&started, &target));
+        target.step("grow");
+        let told = folder.join("told");
+        eventually("the command has run", || told.exists());
+        let report = std::fs::canonicalize(folder).unwrap().join("report.0001.json");
+        let named = if output.is_empty() { String::new() } else { format!("{} ", report.display()) };
+        let expected = format!("{} {named}{} {}\n", target.pid(), user.uid, user.gid);
+        assert_eq!(std::fs::read_to_string(&told).unwrap(), expected);
+        assert_eq!(report.exists(), !output.is_empty());
+        if !output.is_empty() {
+            let written = crate::common::Report::read(&std::fs::read(&report).unwrap());
+            assert_eq!(written.0["snapshot"]["cause"], "limit");
+            std::fs::remove_file(&report).unwrap();
+        }
+        std::fs::remove_file(&told).unwrap();
+        target.end();
+        started.end().expect(0);
+    }
 }

@@ -12,12 +12,14 @@ use crate::report::checks::mebibytes;
 pub const MOST: usize = abi::RM_ALARMS as usize;
 
 /// What is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Write the report as it stands.
     Report,
     /// Stop the process until somebody continues it.
     Stop,
+    /// Have the shell run this, with the rights of who called us.
+    Exec(String),
     /// Send it a signal.
     Signal(Signal),
     /// Kill the program's processes and end with this status.
@@ -25,7 +27,7 @@ pub enum Action {
 }
 
 /// One limit, of each process by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarm {
     /// Resident bytes above which something is done.
     pub bytes: u64,
@@ -81,6 +83,10 @@ impl Alarm {
                 return Err(wrong("run writes its report at the end", "report is an action of attach and system"));
             }
             ("stop", None, _) => Action::Stop,
+            ("exec", Some(command), Of::Watch) if !command.is_empty() => Action::Exec(command.to_owned()),
+            ("exec", _, Of::Run) => {
+                return Err(wrong("run does not begin other commands", "exec is an action of attach and system"));
+            }
             ("signal", Some(name), _) => Action::Signal(
                 signal(name).ok_or_else(|| wrong("no such signal", "write its name, such as USR1 or SIGTERM"))?,
             ),
@@ -93,7 +99,7 @@ impl Alarm {
             _ => {
                 let known = match of {
                     Of::Run => "stop, signal NAME and exit CODE are known",
-                    Of::Watch => "report, stop and signal NAME are known",
+                    Of::Watch => "report, stop, exec CMD and signal NAME are known",
                 };
                 return Err(wrong("the action is not known", known));
             }
@@ -124,6 +130,7 @@ mod tests {
             ("0.5:rss=report", Of::Watch, 1 << 19, Action::Report),
             ("1:per-process=signal usr1", Of::Watch, 1 << 20, Action::Signal(Signal::SIGUSR1)),
             ("1=signal SIGTERM", Of::Run, 1 << 20, Action::Signal(Signal::SIGTERM)),
+            ("1=exec a --b=c 'd e'", Of::Watch, 1 << 20, Action::Exec("a --b=c 'd e'".to_owned())),
             ("1=exit 7", Of::Run, 1 << 20, Action::Exit(7)),
         ] {
             assert_eq!(one(text, of).unwrap(), Alarm { bytes, action }, "{text}");
@@ -143,6 +150,9 @@ mod tests {
             ("1=exit 256", Of::Run),
             ("1=exit 3", Of::Watch),
             ("1=report", Of::Run),
+            ("1=exec", Of::Watch),
+            ("1=exec ", Of::Watch),
+            ("1=exec true", Of::Run),
             ("1=dance", Of::Watch),
         ] {
             assert!(one(text, of).is_err(), "{text}");

@@ -208,8 +208,8 @@ pub struct WatchArguments {
     /// Only to say why not
     #[arg(long, value_name = "BYTES", value_parser = sample_bytes, hide = true)]
     pub sample: Option<NonZeroU64>,
-    /// When what a process has resident passes MIB: report (one of all so far, as with --interval), stop, or signal NAME (up to four
-    /// limits)
+    /// When what a process has resident passes MIB: report (one of all so far, as with --interval), stop, exec CMD (with `RMPROF_PID`
+    /// and `RMPROF_REPORT`), or signal NAME (up to four limits)
     #[arg(long, value_name = "MIB=ACTION")]
     pub on_limit: Vec<String>,
     /// The library that loads the probes, where this program was built with more than one

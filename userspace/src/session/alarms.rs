@@ -3,15 +3,18 @@
 use nix::sys::signal::{Signal, kill};
 
 use super::collector::Collector;
+use super::commands::Wanted;
 use super::image::Image;
 use super::say;
 use crate::alarm::{Action, Alarm};
 
 /// What is left for the session to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Todo {
     /// Write a report now.
     pub report: bool,
+    /// Run these, after the report.
+    pub commands: Vec<Wanted>,
     /// End with this status; the processes have been killed.
     pub exit: Option<u8>,
 }
@@ -25,10 +28,15 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
         };
         let pid = image.birth.pid;
         let about = format!("process {pid}: {} resident, above {} (--on-limit)", mib(passed.bytes), mib(alarm.bytes));
-        match alarm.action {
+        match &alarm.action {
             Action::Report => {
                 say(&format!("{about}: the report is written"));
                 todo.report = true;
+            }
+            Action::Exec(command) => {
+                say(&format!("{about}: the command is run"));
+                let (alarm, text) = (passed.alarm, command.clone());
+                todo.commands.push(Wanted { alarm, text, pid, bytes: passed.bytes });
             }
             Action::Stop => {
                 if send(image, Signal::SIGSTOP, &about) {
@@ -38,7 +46,7 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
                 }
             }
             Action::Signal(signal) => {
-                if send(image, signal, &about) {
+                if send(image, *signal, &about) {
                     say(&format!("{about}: {signal} was sent"));
                 }
             }
@@ -47,7 +55,7 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
                 for image in collector.images.values() {
                     send(image, Signal::SIGKILL, &about);
                 }
-                todo.exit = todo.exit.or(Some(code));
+                todo.exit = todo.exit.or(Some(*code));
             }
         }
     }

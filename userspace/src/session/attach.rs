@@ -14,6 +14,7 @@ use super::assemble::{Whose, assemble};
 use super::beat::{Beat, Beats};
 use super::checked::Checked;
 use super::collector::{Collector, Message};
+use super::commands::Commands;
 use super::follow::{Follower, Scope};
 use super::hold::Hold;
 use super::outlet::Outlet;
@@ -89,7 +90,9 @@ fn begin(plan: &WatchPlan, follow: Follow, scope: Scope) -> Result<(Runtime, Ord
     let hold = hold.with_alarms(&plan.alarms);
     let follower = Follower::new(hold, scope);
     let collector = Collector::default();
-    let watch = Watch { plan, checks, outlet, collector, drain, messages, follower, attacher, _kernel: kernel };
+    let commands = Commands::default();
+    let watch =
+        Watch { plan, checks, outlet, collector, commands, drain, messages, follower, attacher, _kernel: kernel };
     Ok((runtime, orders, watch))
 }
 
@@ -139,6 +142,7 @@ struct Watch<'p> {
     checks: Checked<'p>,
     outlet: Outlet<'p>,
     collector: Collector,
+    commands: Commands,
     drain: Drain,
     messages: UnboundedReceiver<Message>,
     follower: Follower,
@@ -178,7 +182,10 @@ impl Watch<'_> {
             self.take().map_err(gathering)?;
             loading = self.follower.look_again();
             self.hear();
-            if alarms::act(&self.plan.alarms, &mut self.collector).report {
+            self.commands.look_after();
+            let todo = alarms::act(&self.plan.alarms, &mut self.collector);
+            // A command is told of a report in a file; on standard output nobody asked for one.
+            if todo.report || !todo.commands.is_empty() && self.plan.report.output.is_some() {
                 cause = cause.or(Some(Cause::Limit));
             }
             if !self.collector.killed.is_empty() && tokio::time::Instant::now() >= killed_due && self.follower.has_any()
@@ -186,7 +193,11 @@ impl Watch<'_> {
                 killed_due = tokio::time::Instant::now() + TELL_OF_KILLED_EVERY;
                 cause = cause.or(Some(Cause::Death));
             }
-            if cause.is_some_and(|cause| !self.snapshot(cause)) {
+            let is_read = cause.is_none_or(|cause| self.snapshot(cause));
+            for wanted in &todo.commands {
+                self.commands.begin(wanted, self.outlet.newest(), self.outlet.credentials());
+            }
+            if !is_read {
                 break;
             }
             self.collector.make_room(&self.drain, &self.plan.report).map_err(gathering)?;

@@ -12,6 +12,7 @@ mod checked;
 mod collections;
 mod collector;
 mod command_text;
+mod commands;
 mod filter;
 mod follow;
 mod given;

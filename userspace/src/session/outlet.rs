@@ -18,6 +18,8 @@ pub struct Outlet<'p> {
     credentials: Option<Credentials>,
     /// Reports before the last.
     written: u32,
+    /// The file of the one before, where it could be written.
+    newest: Option<PathBuf>,
 }
 
 impl<'p> Outlet<'p> {
@@ -27,7 +29,7 @@ impl<'p> Outlet<'p> {
     /// # Errors
     /// Where it cannot be opened.
     pub fn open(plan: &'p ReportPlan, credentials: Option<Credentials>) -> Result<Self, RunError> {
-        let mut outlet = Self { plan, file: None, credentials, written: 0 };
+        let mut outlet = Self { plan, file: None, credentials, written: 0, newest: None };
         if let Some(path) = &plan.output {
             outlet.file = Some(outlet.file(path)?);
         }
@@ -49,15 +51,28 @@ impl<'p> Outlet<'p> {
     /// Where it cannot be written.
     pub fn snapshot(&mut self, report: &mut Report, cause: Cause) -> Result<bool, RunError> {
         self.written += 1;
+        self.newest = None;
         report.snapshot = Some(Snapshot { number: self.written, cause, time: SystemTime::now() });
         match &self.plan.output {
             Some(path) => {
                 let path = numbered(path, self.written);
                 let file = self.file(&path)?;
-                self.write(Some(file), &path, &self.plan.options, report)
+                let is_read = self.write(Some(file), &path, &self.plan.options, report)?;
+                self.newest = Some(path);
+                Ok(is_read)
             }
             None => self.to_stream(report),
         }
+    }
+
+    /// Where the report before is, if that could be written to a file.
+    pub fn newest(&self) -> Option<&Path> {
+        self.newest.as_deref()
+    }
+
+    /// Whose rights files are opened with, where not ours.
+    pub fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
     }
 
     /// Writes the last report.

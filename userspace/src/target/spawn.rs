@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::process::ExitStatus;
 
 use nix::errno::Errno;
@@ -146,6 +147,23 @@ struct Rights {
     groups: Vec<libc::gid_t>,
 }
 
+impl Rights {
+    fn of(credentials: &Credentials) -> Self {
+        Self {
+            user: credentials.user.as_raw(),
+            group: credentials.group.as_raw(),
+            groups: credentials.groups.iter().map(|group| group.as_raw()).collect(),
+        }
+    }
+}
+
+/// Has a command that is not measured run with the rights of `credentials`; it is not started where it cannot have them.
+pub fn with_rights(command: &mut std::process::Command, credentials: &Credentials) {
+    let rights = Rights::of(credentials);
+    // SAFETY: system calls alone, on memory that is allocated before the fork; nothing is allocated after it.
+    unsafe { command.pre_exec(move || take_rights(&rights).map_err(io::Error::from)) };
+}
+
 /// What the child says when it fails: the stage, the error number.
 #[derive(Clone, Copy)]
 #[repr(u8)]
@@ -242,11 +260,7 @@ fn prepare(command: &Command, mask: SigSet) -> Result<Prepared, SpawnError> {
     let arguments = terminated(&strings[..arguments_end]);
     let mut shell_arguments = vec![SHELL.as_ptr(), std::ptr::null()];
     shell_arguments.extend_from_slice(&arguments[1..]);
-    let credentials = command.credentials.as_ref().map(|credentials| Rights {
-        user: credentials.user.as_raw(),
-        group: credentials.group.as_raw(),
-        groups: credentials.groups.iter().map(|group| group.as_raw()).collect(),
-    });
+    let credentials = command.credentials.as_ref().map(Rights::of);
     let environment = terminated(&strings[arguments_end..]);
     Ok(Prepared { candidates, _strings: strings, arguments, shell_arguments, environment, credentials, mask })
 }

@@ -1,0 +1,86 @@
+//! The person's commands that are run when a limit is passed (`--on-limit MIB=exec CMD`).
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use super::say;
+use crate::alarm::MOST;
+use crate::target::credentials::Credentials;
+use crate::target::spawn;
+
+/// A command that is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// By which alarm: each has one command running at most, so that a program that passes its limit over and over does not
+    /// fill the machine with them.
+    pub alarm: usize,
+    /// For the shell.
+    pub text: String,
+    /// Which process passed the limit.
+    pub pid: nix::unistd::Pid,
+    /// Bytes it had resident then.
+    pub bytes: u64,
+}
+
+/// Those that were begun. Nobody waits for them at our end.
+#[derive(Default)]
+pub(super) struct Commands {
+    running: [Option<Child>; MOST],
+}
+
+impl Commands {
+    /// Begins one, with the rights of `credentials` (`None`: ours), told of the report that was written for it. What cannot be is said.
+    pub fn begin(&mut self, wanted: &Wanted, report: Option<&Path>, credentials: Option<&Credentials>) {
+        self.look_after();
+        let Some(place) = self.running.get_mut(wanted.alarm) else { return };
+        let about = format!("process {}: --on-limit exec", wanted.pid);
+        if place.is_some() {
+            say(&format!("{about}: the command of this limit still runs, and is not begun again"));
+            return;
+        }
+        match start(wanted, report, credentials) {
+            Ok(child) => *place = Some(child),
+            Err(error) => say(&format!("{about}: /bin/sh could not be started: {error}")),
+        }
+    }
+
+    /// Says which have failed.
+    pub fn look_after(&mut self) {
+        for place in &mut self.running {
+            let Some(child) = place else { continue };
+            match child.try_wait() {
+                Ok(None) => {}
+                ended => {
+                    if ended.as_ref().is_ok_and(|status| !status.is_some_and(|status| ExitStatus::success(&status))) {
+                        let status = ended.ok().flatten().map(|status| status.to_string()).unwrap_or_default();
+                        say(&format!("--on-limit exec: the command ended with {status}"));
+                    }
+                    *place = None;
+                }
+            }
+        }
+    }
+}
+
+fn start(wanted: &Wanted, report: Option<&Path>, credentials: Option<&Credentials>) -> io::Result<Child> {
+    let mut environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    if let Some(credentials) = credentials {
+        credentials.apply_to(&mut environment);
+    }
+    environment.retain(|(name, _)| name != "RMPROF_REPORT");
+    let mut command = Command::new("/bin/sh");
+    command.arg("-c").arg(&wanted.text).env_clear().envs(environment);
+    command.env("RMPROF_PID", wanted.pid.to_string()).env("RMPROF_RESIDENT", wanted.bytes.to_string());
+    if let Some(report) = report {
+        command.env("RMPROF_REPORT", std::path::absolute(report)?);
+    }
+    // Our standard output is the report's.
+    command.stdin(Stdio::null()).stdout(io::stderr().as_fd().try_clone_to_owned()?);
+    if let Some(credentials) = credentials {
+        spawn::with_rights(&mut command, credentials);
+    }
+    command.spawn()
+}
