@@ -6,7 +6,7 @@ mod report;
 mod summary;
 mod tool;
 mod turn;
-mod watch;
+pub mod watch;
 mod workload;
 
 use std::path::PathBuf;

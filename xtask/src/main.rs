@@ -1,5 +1,6 @@
 //! What is done to the project rather than by it: `cargo xtask --help`.
 
+mod attached;
 mod bench;
 mod cost;
 mod layouts;
@@ -17,6 +18,8 @@ enum Task {
     Layouts(layouts::Arguments),
     /// Measure what programs pay for being profiled: bare and ours in turns
     Bench(bench::Arguments),
+    /// Measure what programs pay that run already, under attach, and what system takes beside idle ones
+    Attached(attached::Arguments),
     /// What one event costs, taken apart: in the probes, in the kernel around them, in the preloaded library
     Cost(cost::Arguments),
     /// Load every probe and hold what the kernel's verifier walked through against the budget
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Layouts(arguments) => layouts::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Attached(arguments) => attached::run(&arguments),
         Task::Cost(arguments) => cost::run(&arguments),
         Task::Verifier(arguments) => verifier::run(&arguments),
     };

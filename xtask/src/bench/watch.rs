@@ -61,8 +61,8 @@ fn look(pid: u32, ticks: f64, over: &Receiver<()>) -> Collector {
     }
 }
 
-/// User and system time, fields 14 and 15 of `/proc/PID/stat`; the second field may hold blanks and parentheses.
-fn processor_ticks(stat: &str) -> Option<f64> {
+/// User and system time in ticks of the kernel's clock: fields 14 and 15 of `/proc/PID/stat`; the second field may hold blanks and parentheses.
+pub fn processor_ticks(stat: &str) -> Option<f64> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
     let mut field = || fields.next()?.parse::<f64>().ok();
     Some(field()? + field()?)
