@@ -16,7 +16,7 @@ use session::{Session, taken};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
     /// Turns of each measurement
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 41, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Idle Pythons beside which system is measured
     #[arg(long, default_value_t = 200)]
@@ -26,8 +26,9 @@ pub struct Arguments {
     python: PathBuf,
 }
 
-/// Units of work in a turn: about two seconds.
-const UNITS: u32 = 200;
+/// Units of work in a step: a quarter of a second. Many short turns bring the two that are compared close together: a shared machine
+/// changes its speed by half within seconds.
+const UNITS: u32 = 25;
 /// So long system is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 
