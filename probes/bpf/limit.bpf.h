@@ -12,7 +12,7 @@ static __always_inline bool tell_limit(struct rm_process *process, __u32 call, _
 	struct rm_limit_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 
 	if (!record) {
-		count(RM_COUNT_RING_FULL_MARK);
+		count(RM_COUNT_RING_FULL_LIMIT);
 		return false;
 	}
 	record->event.kind = RM_EVENT_LIMIT;

@@ -6,8 +6,6 @@
 #ifndef PIECES_BPF_H
 #define PIECES_BPF_H
 
-enum { PIECE_TIMES = 1 << 16 };
-
 struct piece {
 	struct rm_process *process;
 	struct thread *thread;
@@ -67,7 +65,7 @@ static long piece_step_count(__u32 step, struct piece *piece)
 		piece.thread->stack.stack = 1;                                           \
 		site_of(piece.process, piece.thread);                                    \
 		begin = bpf_ktime_get_ns();                                              \
-		if (bpf_loop(PIECE_TIMES, piece_step_##name, &piece, 0) != PIECE_TIMES)  \
+		if (bpf_loop(RM_PIECE_TIMES, piece_step_##name, &piece, 0) != RM_PIECE_TIMES)  \
 			return 0;                                                        \
 		return bpf_ktime_get_ns() - begin;                                       \
 	}

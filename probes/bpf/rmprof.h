@@ -17,7 +17,8 @@ typedef unsigned long long rm_u64;
 typedef long long rm_s64;
 
 enum rm_limits {
-	RM_ALARMS = 4,             /* limits of resident memory that are told to user space */
+	RM_ALARMS = 4,            /* limits of resident memory that are told to user space */
+	RM_PIECE_TIMES = 1 << 16, /* how often a piece of an event is run to measure it (pieces.bpf.h) */
 	RM_MAX_FRAMES = 128,      /* frames of a stack; deeper ones are cut at the outer end and counted */
 	RM_FRAME_READ = 104,      /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
 	RM_CODE_READ = 96,        /* bytes read of each code object, from rm_layout.code_base on */
@@ -542,6 +543,7 @@ enum rm_counter {
 	RM_COUNT_NO_TALLY, /* a fork could not map its tally: its blocks are not counted */
 	RM_COUNT_NOT_HELD, /* a library was mapped, and the process could not be held to look at it first */
 	RM_COUNT_PAIRS_FULL, /* a sampled block is missing in the standard errors, in no other number */
+	RM_COUNT_RING_FULL_LIMIT, /* that a limit was passed could not be told */
 	RM_COUNTERS,
 };
 

@@ -2,15 +2,16 @@
 
 mod session;
 
-use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::bench;
-use session::{Session, taken};
+use crate::bench::watch::taken;
+use crate::bench::{self, Spread};
+use crate::waiting::Waiting;
+use session::Session;
 
 /// What was typed after `cargo xtask attached`.
 #[derive(clap::Args, Clone, Debug)]
@@ -31,49 +32,6 @@ pub struct Arguments {
 const UNITS: u32 = 25;
 /// So long system is looked at.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// A program that waits for us between its steps.
-struct Target {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Target {
-    fn start(python: &Path, words: &[&str]) -> Result<Self> {
-        let mut child = Command::new(python)
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot run {}", python.display()))?;
-        let input = child.stdin.take().context("a pipe")?;
-        let output = BufReader::new(child.stdout.take().context("a pipe")?).lines();
-        let mut target = Self { child, input, output };
-        ensure!(target.line()? == "ready", "the target did not begin");
-        Ok(target)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        Ok(self.output.next().context("the target ended early")??)
-    }
-
-    /// One step: processor time and the clock, nanoseconds.
-    fn step(&mut self) -> Result<[f64; 2]> {
-        self.input.write_all(b"\n")?;
-        let line = self.line()?;
-        let (processor, clock) = line.split_once(' ').context("two numbers of the target")?;
-        Ok([processor.parse()?, clock.parse()?])
-    }
-
-    /// Lets it come to its end.
-    fn end(self) -> Result<()> {
-        let Self { mut child, input, .. } = self;
-        drop(input);
-        ensure!(child.wait()?.success(), "the target failed");
-        Ok(())
-    }
-}
 
 /// Measures and prints.
 ///
@@ -98,16 +56,16 @@ fn attached(binary: &Path, arguments: &Arguments, mode: &str, work: &str) -> Res
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("target.py");
     std::fs::write(&script, include_str!("attached/target.py"))?;
-    let mut target = Target::start(&arguments.python, &[&script.to_string_lossy(), work, &UNITS.to_string()])?;
-    let pid = target.child.id();
+    let mut target = Waiting::start(Command::new(&arguments.python).arg(script).args([work, &UNITS.to_string()]))?;
+    let pid = target.pid();
     let mut ratios = [Vec::new(), Vec::new()];
     let (mut begun, mut ended) = (Vec::new(), Vec::new());
-    target.step()?; // pays for what is touched once
+    step(&mut target)?; // pays for what is touched once
     for _ in 0..arguments.runs {
-        let bare = target.step()?;
+        let bare = step(&mut target)?;
         let session = Session::begin(binary, &["attach", "--mode", mode, &pid.to_string()], &[pid])?;
         begun.push(session.begun_in.as_secs_f64() * 1e3);
-        let watched = target.step()?;
+        let watched = step(&mut target)?;
         ended.push(session.end()?.as_secs_f64() * 1e3);
         for (ratios, (watched, bare)) in ratios.iter_mut().zip(watched.into_iter().zip(bare)) {
             ratios.push(watched / bare);
@@ -115,19 +73,26 @@ fn attached(binary: &Path, arguments: &Arguments, mode: &str, work: &str) -> Res
     }
     target.end()?;
     let [processor, clock] = ratios.map(|ratios| {
-        let [least, middle, most] = spread(ratios);
-        format!("{middle:.3} ({least:.3}-{most:.3})")
+        let Spread { median, least, most } = Spread::of(ratios);
+        format!("{median:.3} ({least:.3}-{most:.3})")
     });
-    let ([_, begun, _], [_, ended, _]) = (spread(begun), spread(ended));
+    let [begun, ended] = [begun, ended].map(|times| Spread::of(times).median);
     println!("  {work:<10} {mode:<6} {processor:>22} {clock:>22} {begun:>7.0} ms {ended:>7.0} ms");
     Ok(())
 }
 
+/// One step of target.py: processor time and the clock, nanoseconds.
+fn step(target: &mut Waiting) -> Result<[f64; 2]> {
+    let line = target.step()?;
+    let (processor, clock) = line.split_once(' ').context("two numbers of the target")?;
+    Ok([processor.parse()?, clock.parse()?])
+}
+
 fn system(binary: &Path, arguments: &Arguments) -> Result<()> {
     const IDLE: &str = "import sys; print('ready', flush=True); sys.stdin.readline()";
-    let start = |_| Target::start(&arguments.python, &["-c", IDLE]);
+    let start = |_| Waiting::start(Command::new(&arguments.python).args(["-c", IDLE]));
     let idle = (0..arguments.idle).map(start).collect::<Result<Vec<_>>>()?;
-    let pids: Vec<u32> = idle.iter().map(|target| target.child.id()).collect();
+    let pids: Vec<u32> = idle.iter().map(Waiting::pid).collect();
     let session = Session::begin(binary, &["system"], &pids)?;
     let (at_first, _) = taken(session.pid())?;
     std::thread::sleep(LOOK);
@@ -143,12 +108,5 @@ fn system(binary: &Path, arguments: &Arguments) -> Result<()> {
         begun.as_secs_f64() * 1e3,
         ended.as_secs_f64() * 1e3,
     );
-    idle.into_iter().try_for_each(Target::end)
-}
-
-/// The least, the middle, the most.
-fn spread(mut numbers: Vec<f64>) -> [f64; 3] {
-    numbers.sort_by(f64::total_cmp);
-    let at = |index: usize| numbers.get(index).copied().unwrap_or(f64::NAN);
-    [at(0), at(numbers.len() / 2), at(numbers.len().saturating_sub(1))]
+    idle.into_iter().try_for_each(Waiting::end)
 }

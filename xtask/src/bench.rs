@@ -55,15 +55,18 @@ fn tools() -> Vec<&'static str> {
 
 /// The middle of some measurements, and how far they lie apart.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
+pub struct Spread {
+    /// Half of them are below, half above.
+    pub median: f64,
+    /// The least of them.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
 }
 
 impl Spread {
     /// Of at least one number.
-    fn of(numbers: impl IntoIterator<Item = f64>) -> Spread {
+    pub fn of(numbers: impl IntoIterator<Item = f64>) -> Spread {
         let mut sorted: Vec<f64> = numbers.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);

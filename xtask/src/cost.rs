@@ -32,23 +32,20 @@ const BLOCKS: u32 = 200_000;
 const TRAPPED: u32 = 50_000;
 const PAGES: u32 = 20_000;
 
+/// Programs that run for a block that is trapped, and for a page.
+const OF_BLOCKS: &[&str] = &["heap_session", "heap_enter", "heap_return"];
+const OF_PAGES: &[&str] = &["rss_stat", "fault"];
+
 /// The cases, by name.
 const CASES: &[Case] = &[
-    Case {
-        name: "counted in the process",
-        options: &[],
-        work: "small",
-        depth: 0,
-        count: BLOCKS,
-        programs: &["heap_session", "heap_enter", "heap_return"],
-    },
+    Case { name: "counted in the process", options: &[], work: "small", depth: 0, count: BLOCKS, programs: OF_BLOCKS },
     Case {
         name: "the same, 20 calls deeper",
         options: &[],
         work: "small",
         depth: DEEP,
         count: BLOCKS,
-        programs: &["heap_session", "heap_enter", "heap_return"],
+        programs: OF_BLOCKS,
     },
     Case {
         name: "sampled every 512 KiB",
@@ -56,23 +53,16 @@ const CASES: &[Case] = &[
         work: "small",
         depth: 0,
         count: BLOCKS,
-        programs: &["heap_session", "heap_enter", "heap_return"],
+        programs: OF_BLOCKS,
     },
-    Case {
-        name: "trapped",
-        options: &["--no-preload"],
-        work: "small",
-        depth: 0,
-        count: TRAPPED,
-        programs: &["heap_session", "heap_enter", "heap_return"],
-    },
+    Case { name: "trapped", options: &["--no-preload"], work: "small", depth: 0, count: TRAPPED, programs: OF_BLOCKS },
     Case {
         name: "the same, 20 calls deeper",
         options: &["--no-preload"],
         work: "small",
         depth: DEEP,
         count: TRAPPED,
-        programs: &["heap_session", "heap_enter", "heap_return"],
+        programs: OF_BLOCKS,
     },
     Case {
         name: "trapped, the return too",
@@ -80,16 +70,16 @@ const CASES: &[Case] = &[
         work: "large",
         depth: 0,
         count: TRAPPED,
-        programs: &["heap_session", "heap_enter", "heap_return"],
+        programs: OF_BLOCKS,
     },
-    Case { name: "page, heap", options: &[], work: "pages", depth: 0, count: PAGES, programs: &["rss_stat", "fault"] },
+    Case { name: "page, heap", options: &[], work: "pages", depth: 0, count: PAGES, programs: OF_PAGES },
     Case {
         name: "page, heap sampled",
         options: &["--sample", "512K"],
         work: "pages",
         depth: 0,
         count: PAGES,
-        programs: &["rss_stat", "fault"],
+        programs: OF_PAGES,
     },
     Case {
         name: "page, pages mode",
@@ -97,7 +87,7 @@ const CASES: &[Case] = &[
         work: "pages",
         depth: 0,
         count: PAGES,
-        programs: &["rss_stat", "fault"],
+        programs: OF_PAGES,
     },
 ];
 

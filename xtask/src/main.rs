@@ -5,6 +5,7 @@ mod bench;
 mod cost;
 mod layouts;
 mod verifier;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! The kernel side's counters, and those of user space beside them, by name: one row an enumerator of `enum rm_counter`, held complete by a test.
+//! The kernel side's counters, by name: one row an enumerator of `enum rm_counter`, held complete by a test. Beside them those of user
+//! space.
 
 use rmprof_probes::abi;
 
@@ -167,6 +168,12 @@ pub const COUNTERS: &[Counter] = &[
         "sample_pairs_full",
         Detail,
         "with --sample: a block that was released is missing in the standard errors, in no other number",
+    ),
+    row(
+        abi::RM_COUNT_RING_FULL_LIMIT,
+        "ring_full_limit",
+        Detail,
+        "that a limit of resident memory was passed was told late or not at all",
     ),
 ];
 

@@ -1,13 +1,16 @@
 //! Our program beside one that runs already: begun, waited for until it counts, and ended.
 
-use std::fs;
+use std::mem::offset_of;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use libbpf_rs::query::MapInfoIter;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use rmprof_probes::abi;
+
+use crate::waiting::ids_of;
 
 /// How long we may take before we are given up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,7 +23,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins it, and waits until it watches these processes.
+    /// Begins it, and waits until these processes count.
     ///
     /// # Errors
     /// It ended, or took too long.
@@ -38,9 +41,7 @@ impl Session {
             ensure!(child.try_wait()?.is_none(), "rmprof-bpf {} has ended\nhint: run as root", words.join(" "));
             ensure!(started.elapsed() < PATIENCE, "process {target} is not watched after {PATIENCE:?}");
             map = map.or_else(|| processes_of(child.id()));
-            let watched =
-                |map: &MapHandle| map.lookup(&target.to_ne_bytes(), MapFlags::ANY).is_ok_and(|of| of.is_some());
-            if map.as_ref().is_some_and(watched) {
+            if map.as_ref().is_some_and(|map| counts(map, **target)) {
                 waiting.next();
             } else {
                 std::thread::sleep(Duration::from_millis(1));
@@ -70,25 +71,14 @@ impl Session {
 
 /// The table of watched processes of one of our sessions.
 fn processes_of(pid: u32) -> Option<MapHandle> {
-    let folder = Path::new("/proc").join(pid.to_string()).join("fdinfo");
-    let texts = fs::read_dir(folder).ok()?.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    let number = |text: &str| text.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok());
-    let ids: Vec<u32> = texts.filter_map(|text| number(&text)).collect();
+    let ids = ids_of(pid, "map_id");
     let table = MapInfoIter::default().find(|map| ids.contains(&map.id) && map.name == "processes")?;
     MapHandle::from_map_id(table.id).ok()
 }
 
-/// Processor time that a process has taken so far, seconds, and what it has resident, bytes.
-///
-/// # Errors
-/// It has ended.
-pub fn taken(pid: u32) -> Result<(f64, u64)> {
-    // SAFETY: asks for a number of the system.
-    let ticks = u32::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?;
-    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-    let status = read("status")?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    let resident: u64 = resident.context("VmRSS")?.parse()?;
-    let used = crate::bench::watch::processor_ticks(&read("stat")?).context("its times")?;
-    Ok((used / f64::from(ticks), resident << 10))
+/// Is something of this process counted? It may be there only to be looked at.
+fn counts(processes: &MapHandle, pid: u32) -> bool {
+    let process = processes.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok().flatten().unwrap_or_default();
+    let flags = process.get(offset_of!(abi::rm_process, flags)..).and_then(|rest| rest.first_chunk());
+    flags.is_some_and(|flags| u32::from_ne_bytes(*flags) & (abi::RM_HEAP | abi::RM_PAGES) != 0)
 }

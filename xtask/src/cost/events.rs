@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use libbpf_rs::query::ProgInfoIter;
+
+use crate::bench::Spread;
+use crate::waiting::{Waiting, ids_of};
 
 /// What is run, and what of it.
 #[derive(Debug)]
@@ -68,13 +70,6 @@ pub struct Target {
     folder: tempfile::TempDir,
 }
 
-/// The target, where it waits.
-struct Running {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
 impl Target {
     /// Of our program and a Python.
     ///
@@ -106,11 +101,11 @@ impl Target {
         }
         let of = |name: &String, seen: &[(f64, f64)]| Program {
             name: name.clone(),
-            runs: median(seen.iter().map(|(runs, _)| *runs)),
-            nanoseconds: median(seen.iter().map(|(_, nanoseconds)| *nanoseconds)),
+            runs: Spread::of(seen.iter().map(|(runs, _)| *runs)).median,
+            nanoseconds: Spread::of(seen.iter().map(|(_, nanoseconds)| *nanoseconds)).median,
         };
         let programs = programs.iter().map(|(name, seen)| of(name, seen)).collect();
-        Ok(Cost { bare: median(bare), more: median(more), programs })
+        Ok(Cost { bare: Spread::of(bare).median, more: Spread::of(more).median, programs })
     }
 
     fn command(&self, options: Option<&[&str]>, case: &Case) -> Command {
@@ -130,18 +125,11 @@ impl Target {
 
     /// Nanoseconds of one step, and what the programs did in one.
     fn step(&self, mut command: Command) -> Result<(f64, Vec<Program>)> {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let input = child.stdin.take().context("a pipe")?;
-        let output = BufReader::new(child.stdout.take().context("a pipe")?).lines();
-        let mut running = Running { child, input, output };
-        ensure!(running.line()? == "ready", "the target did not begin");
-        let pid = running.child.id();
-        let before = runs_of(pid);
-        running.go()?;
-        let said = running.line()?;
-        let after = runs_of(pid);
-        running.go()?;
-        ensure!(running.child.wait()?.success(), "the target failed");
+        let mut target = Waiting::start(&mut command)?;
+        let before = runs_of(target.pid());
+        let said = target.step()?;
+        let after = runs_of(target.pid());
+        target.end()?;
         let mut words = said.split(' ').map(str::parse::<f64>);
         let mut number = || words.next().context("a number of the target")?.context("a number of the target");
         let (nanoseconds, steps) = (number()?, number()?);
@@ -155,24 +143,9 @@ impl Target {
     }
 }
 
-impl Running {
-    fn line(&mut self) -> Result<String> {
-        Ok(self.output.next().context("the target ended early\nhint: run as root")??)
-    }
-
-    fn go(&mut self) -> Result<()> {
-        Ok(self.input.write_all(b"\n")?)
-    }
-}
-
 /// Of the programs that a process has open, by number: name, nanoseconds, runs. Those of other sessions are not among them.
 fn runs_of(pid: u32) -> BTreeMap<u32, (String, u64, u64)> {
-    let folder = Path::new("/proc").join(pid.to_string()).join("fdinfo");
-    let texts =
-        fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    let ids: Vec<u32> = texts
-        .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok()))
-        .collect();
+    let ids = ids_of(pid, "prog_id");
     let known = ProgInfoIter::default().filter(|program| ids.contains(&program.id));
     known
         .map(|program| {
@@ -188,10 +161,4 @@ fn statistics() -> Result<OwnedFd> {
     ensure!(descriptor >= 0, "the kernel does not take the time of programs\nhint: run as root");
     // SAFETY: it is new, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = numbers.into_iter().collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -4,9 +4,6 @@ use anyhow::{Context, Result, ensure};
 use libbpf_rs::{MapCore, MapFlags, Object, ObjectBuilder, ProgramInput};
 use rmprof_probes::abi;
 
-/// How often a program runs its piece: PIECE_TIMES of pieces.bpf.h.
-const TIMES: f64 = 65_536.0;
-
 /// One piece.
 #[derive(Debug)]
 pub struct Piece {
@@ -62,7 +59,7 @@ fn least(object: &mut Object, name: &str, runs: u32) -> Result<f64> {
     for _ in 0..runs.max(3) {
         let nanoseconds = program.test_run(ProgramInput::default())?.return_value;
         ensure!(nanoseconds > 0, "{name} did not run to its end");
-        least = least.min(f64::from(nanoseconds) / TIMES);
+        least = least.min(f64::from(nanoseconds) / f64::from(abi::RM_PIECE_TIMES));
     }
     Ok(least)
 }
