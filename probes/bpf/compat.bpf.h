@@ -127,7 +127,12 @@ static long member_step(__u32 cpu, struct member_loop *loop)
 	return 0;
 }
 
-/* The same as far as it is folded, in any unit: all of a change but what fits into a CPU's batch (lib/percpu_counter.c). */
+static __always_inline void *member_counter(struct mm_struct *mm, __u32 member)
+{
+	return (void *)mm + bpf_core_field_offset(mm->rss_stat) + member * bpf_core_type_size(struct percpu_counter);
+}
+
+/* Pages, as far as they are folded: all but what fits into a CPU's batch (lib/percpu_counter.c). Before, all. */
 static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
 {
 	struct mm_struct___old *old = (void *)mm;
@@ -137,8 +142,7 @@ static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
 	if (bpf_core_field_exists(old->rss_stat.count))
 		at = (void *)mm + bpf_core_field_offset(old->rss_stat) + member * sizeof(long);
 	else
-		at = (void *)mm + bpf_core_field_offset(mm->rss_stat) + member * bpf_core_type_size(struct percpu_counter) +
-		     bpf_core_field_offset(struct percpu_counter, count);
+		at = member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, count);
 	bpf_probe_read_kernel(&count, sizeof(count), at);
 	return count;
 }
@@ -146,19 +150,13 @@ static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
 static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 {
 	struct mm_struct___old *old = (void *)mm;
-	struct member_loop loop = {};
-	void *counter;
+	struct member_loop loop = { .sum = member_folded(mm, member) };
 
-	if (bpf_core_field_exists(old->rss_stat.count)) {
-		long pages = 0;
-
-		bpf_probe_read_kernel(&pages, sizeof(pages), (void *)mm + bpf_core_field_offset(old->rss_stat) + member * sizeof(pages));
-		return pages < 0 ? 0 : (__s64)pages * RM_PAGE;
+	if (!bpf_core_field_exists(old->rss_stat.count)) {
+		bpf_probe_read_kernel(&loop.counters, sizeof(loop.counters),
+				      member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
+		bpf_loop(cpus, member_step, &loop, 0);
 	}
-	counter = (void *)mm + bpf_core_field_offset(mm->rss_stat) + member * bpf_core_type_size(struct percpu_counter);
-	bpf_probe_read_kernel(&loop.sum, sizeof(loop.sum), counter + bpf_core_field_offset(struct percpu_counter, count));
-	bpf_probe_read_kernel(&loop.counters, sizeof(loop.counters), counter + bpf_core_field_offset(struct percpu_counter, counters));
-	bpf_loop(cpus, member_step, &loop, 0);
 	return loop.sum < 0 ? 0 : loop.sum * RM_PAGE;
 }
 
