@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::{Python, Script, Started};
+use super::{Python, Run, Script, Started, eventually};
 
 /// A program under way: it says `ready`, and then does a step for each line it is sent.
 pub struct Target {
@@ -110,6 +110,15 @@ impl Started {
     pub fn map(&self, name: &str) -> Option<KernelMap> {
         let is_it = |map: &KernelMap| MapHandle::from_map_id(map.0).is_ok_and(|map| map.name() == name);
         self.maps().into_iter().find(is_it)
+    }
+}
+
+impl Run {
+    /// Starts it, and waits until it measures the target.
+    pub fn start_on(self, target: &Target) -> Started {
+        let started = self.start();
+        eventually("the target is measured", || watches(&started, target));
+        started
     }
 }
 

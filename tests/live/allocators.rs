@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, root, script, watches};
+use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, root, script};
 
 /// Debian's, by `scripts/setup --tests`.
 const FOLDER: &str = "/usr/lib/x86_64-linux-gnu";
@@ -421,8 +421,7 @@ fn root_allocators_of_a_running_process() {
             if !later {
                 target.step("load");
             }
-            let started = Run::json_of(["attach"]).words(["--mode", "heap"]).word(target.pid()).start();
-            eventually("it is attached", || watches(&started, &target));
+            let started = Run::json_of(["attach"]).words(["--mode", "heap"]).word(target.pid()).start_on(&target);
             if later {
                 target.step("load");
             }

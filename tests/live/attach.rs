@@ -5,7 +5,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Python, Ran, Report, Run, Script, Target, any_python, eventually, near, root, script, supported_pythons, watches,
+    Python, Ran, Report, Run, Script, Target, any_python, eventually, near, root, script, supported_pythons,
 };
 
 /// Takes 10 MB at each step, in a loop that it has been in since before anybody attached; has a thread that is in one too.
@@ -50,8 +50,7 @@ pub(super) fn attached(python: &Python, options: &[&str], steps: &[&str]) -> (Ra
     let mut target = Target::start(python, &program);
     target.step("warm up");
     let run = Run::json_of(["attach"]).words(options).word(target.pid());
-    let started = run.start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = run.start_on(&target);
     for step in steps {
         assert_eq!(target.step(step), "done");
     }
@@ -141,8 +140,7 @@ fn root_it_lets_go_when_told_to_and_when_killed() {
     let program = script("server.py", SERVER);
     let mut target = Target::start(&any_python(), &program);
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
-        let started = Run::json_of(["attach"]).word(target.pid()).start();
-        eventually("it is attached", || watches(&started, &target));
+        let started = Run::json_of(["attach"]).word(target.pid()).start_on(&target);
         target.step("grow");
         let maps = started.maps();
         started.signal(signal);

@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::{Run, Target, eventually, near, root, supported_pythons, watches};
+use crate::common::{Run, Target, near, root, supported_pythons};
 
 const SERVER: &str = "
 import os, sys
@@ -81,8 +81,7 @@ fn root_in_a_container_the_leak_is_the_first_line() {
             let run = Run::json_of([session]);
             let run =
                 if session == "attach" { run.word(target.pid()) } else { run.words(["--command", "*/srv/server.py"]) };
-            let started = run.start();
-            eventually("it is attached", || watches(&started, &target));
+            let started = run.start_on(&target);
             for _ in 0..50 {
                 target.step("request");
             }

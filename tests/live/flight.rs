@@ -123,8 +123,7 @@ fn root_a_victim_of_the_kernel_is_named_so() {
     let program = script("grows.py", GROWS);
     let mut target = Target::start(&any_python(), &program);
     std::fs::write(group.0.join("cgroup.procs"), target.pid()).unwrap();
-    let started = Run::json_of(["attach"]).word(target.pid()).start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = Run::json_of(["attach"]).word(target.pid()).start_on(&target);
     let pid = number(&target);
     let steps = (0..20).take_while(|_| target.step("grow") == "done").count();
     target.killed();

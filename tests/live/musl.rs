@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Run, Target, eventually, root, script, watches};
+use crate::common::{Run, Target, root, script};
 
 const PROGRAM: &str = "
 import sys, threading
@@ -76,8 +76,7 @@ fn root_every_block_of_a_python_on_musl() {
         check(&ran.report(), &program);
     }
     let mut target = Target::of(Command::new(&python).arg(&program.path));
-    let started = Run::json_of(["attach"]).words(["--mode", "heap"]).word(target.pid()).start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = Run::json_of(["attach"]).words(["--mode", "heap"]).word(target.pid()).start_on(&target);
     target.step("go");
     target.end();
     check(&started.end().expect(0).quiet().report(), &program);

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use std::os::unix::fs::chown;
 
-use crate::common::{Run, Target, any_python, eventually, root, script, watches};
+use crate::common::{Run, Target, any_python, eventually, root, script};
 
 /// It has 10 to 20 MiB itself; each step is of 100.
 const SERVER: &str = "
@@ -42,8 +42,7 @@ fn root_a_report_is_written_once_a_crossing() {
         let started =
             Run::json_of(["attach", "--mode", mode, "--on-limit", "80=report", "--on-limit", "250:rss=report"])
                 .word(target.pid())
-                .start();
-        eventually("it is attached", || watches(&started, &target));
+                .start_on(&target);
         target.step("grow");
         eventually("the limit is passed", || started.snapshot(1).is_some());
         // Above it already: no crossing of the first, and of the second at the third step.
@@ -75,8 +74,7 @@ fn root_a_process_is_stopped_and_goes_on() {
         let own = program.path.to_str().unwrap().to_owned();
         let run =
             if command == "attach" { run.word(target.pid()) } else { run.words(["--command", &format!("*{own}*")]) };
-        let started = run.start();
-        eventually("it is attached", || watches(&started, &target));
+        let started = run.start_on(&target);
         let pid = target.pid();
         let continues = std::thread::spawn(move || {
             eventually("it is stopped", || is_stopped(&pid));
@@ -98,8 +96,7 @@ fn root_a_signal_is_sent() {
     }
     let program = script("server.py", SERVER);
     let mut target = Target::start(&any_python(), &program);
-    let started = Run::json_of(["attach", "--on-limit", "80=signal USR2"]).word(target.pid()).start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = Run::json_of(["attach", "--on-limit", "80=signal USR2"]).word(target.pid()).start_on(&target);
     // The handler's line may come before or after the step's.
     let mut said = [target.step("grow"), target.step("nothing")];
     said.sort();
@@ -181,8 +178,7 @@ fn root_a_command_is_run_for_the_caller() {
         let mut target = Target::start(&any_python(), &program);
         let run = Run::new(["attach", "--format", "json", "--on-limit", command]).words(output).word(target.pid());
         let run = run.directory(folder).env("SUDO_UID", user.uid.to_string()).env("SUDO_GID", user.gid.to_string());
-        let started = run.env("SUDO_USER", &user.name).env("RMPROF_REPORT", "forged").start();
-        eventually("it is attached", || watches(&started, &target));
+        let started = run.env("SUDO_USER", &user.name).env("RMPROF_REPORT", "forged").start_on(&target);
         target.step("grow");
         let told = folder.join("told");
         eventually("the command has run", || told.exists());

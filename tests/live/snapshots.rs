@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Report, Run, Target, any_python, eventually, near, root, script, watches};
+use crate::common::{Report, Run, Target, any_python, eventually, near, root, script};
 
 const SERVER: &str = "
 import os, sys
@@ -33,8 +33,7 @@ fn root_a_signal_and_the_clock_each_write_a_report() {
     }
     let program = script("server.py", SERVER);
     let mut target = Target::start(&any_python(), &program);
-    let started = Run::json_of(["attach"]).word(target.pid()).start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = Run::json_of(["attach"]).word(target.pid()).start_on(&target);
     for number in 1..=2 {
         target.step("grow");
         started.signal(Signal::SIGUSR1);
@@ -69,8 +68,7 @@ fn root_on_standard_output_each_report_is_a_line() {
     let program = script("server.py", SERVER);
     let mut target = Target::start(&any_python(), &program);
     let words = ["attach", "--format", "json", "--interval", "0.05"];
-    let mut started = Run::new(words).word(target.pid()).start();
-    eventually("it is attached", || watches(&started, &target));
+    let mut started = Run::new(words).word(target.pid()).start_on(&target);
     target.step("grow");
     let mut reports: Vec<Report> = (0..3).map(|_| Report::read(started.line().as_bytes())).collect();
     target.end();
@@ -89,8 +87,7 @@ fn root_processes_of_one_command_are_merged() {
     }
     let program = script("server.py", SERVER);
     let mut target = Target::start(&any_python(), &program);
-    let started = Run::json_of(["attach", "--merge"]).word(target.pid()).start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = Run::json_of(["attach", "--merge"]).word(target.pid()).start_on(&target);
     for step in ["fork", "grow", "fork"] {
         target.step(step);
     }

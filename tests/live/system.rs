@@ -5,7 +5,6 @@ use std::process::{Command, Stdio};
 
 use crate::common::{
     Process, Report, Run, Script, Started, Target, any_python, eventually, near, root, script, supported_pythons,
-    watches,
 };
 use nix::sys::signal::Signal;
 
@@ -62,8 +61,7 @@ fn root_the_leak_of_a_server_is_the_first_line() {
         let program = script("server.py", SERVER);
         let mut target = Target::start(&python, &program);
         target.step("warm up");
-        let started = session(&program, &[]).start();
-        eventually("it is attached", || watches(&started, &target));
+        let started = session(&program, &[]).start_on(&target);
         for _ in 0..50 {
             target.step("request");
         }
@@ -88,8 +86,7 @@ fn root_what_begins_later_is_in_the_report_or_counted() {
     let (forks, execs) = (storm * 2 / 3, storm / 3);
     let program = script("server.py", SERVER);
     let mut target = Target::start(&any_python(), &program);
-    let started = session(&program, &[]).start();
-    eventually("it is attached", || watches(&started, &target));
+    let started = session(&program, &[]).start_on(&target);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", started.pid())).unwrap().count();
     let before = descriptors();
     target.step(format!("fork {forks}"));
