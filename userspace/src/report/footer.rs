@@ -57,7 +57,7 @@ pub(super) fn write_sampling(tables: &Tables<'_>, precision: usize, out: &mut dy
     writeln!(
         out,
         "Sampled: one byte in {} of the allocator's blocks, {} samples. Sizes and numbers of blocks are estimates, ± one standard error; a \
-         line without one had no sample.\nExact: {} in {} allocations, {} releases; Mem usage, Occurrences, pages and mappings.",
+         line without one had no sample.\nExact: {} in {} allocations, {} releases; Mem usage, Occurrences, mappings of the program's own.",
         all.interval_bytes,
         all.samples,
         mib(all.allocated_bytes.into(), precision),
