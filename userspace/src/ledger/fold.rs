@@ -217,30 +217,10 @@ struct Folder<R, S> {
 
 impl<R: FnMut(Frame) -> Resolved, S: Fn(u32) -> bool> Folder<R, S> {
     fn add(&mut self, stack: &Stack, counts: &SiteCounts) {
-        if stack.collector {
-            return self.add_other(Reason::Collector, counts);
-        }
-        self.on_stack.clear();
-        self.lines.clear();
-        let (mut innermost, mut shown) = (None, None);
-        for frame in &stack.frames {
-            let resolved = self.resolve_once(*frame);
-            if resolved == Resolved::Skip {
-                continue;
-            }
-            if resolved == Resolved::OwnWork {
-                return self.add_other(Reason::OwnHelp, counts);
-            }
-            innermost.get_or_insert(resolved);
-            if let Resolved::Line(position) = resolved {
-                if self.on_stack.insert(position.function) {
-                    self.lines.push(position);
-                }
-                if shown.is_none() && (self.is_shown)(position.function) {
-                    shown = Some(position);
-                }
-            }
-        }
+        let (innermost, shown) = match self.find_lines(stack) {
+            Ok(found) => found,
+            Err(reason) => return self.add_other(reason, counts),
+        };
         for position in &self.lines {
             self.folded.lines.entry(*position).or_default().add(counts);
             if let Some(function) = stack.origin.asked_in {
@@ -261,18 +241,42 @@ impl<R: FnMut(Frame) -> Resolved, S: Fn(u32) -> bool> Folder<R, S> {
         }
     }
 
-    /// The lines that bytes of a stack count on.
-    fn lines_of(&mut self, stack: Option<&Stack>) -> Vec<LinePosition> {
+    /// Finds the lines that bytes of a stack count on: they are in `lines` then. Returns what its innermost frame is, and its innermost
+    /// line that is shown; or why the bytes count on no line.
+    fn find_lines(&mut self, stack: &Stack) -> Result<(Option<Resolved>, Option<LinePosition>), Reason> {
         self.on_stack.clear();
-        let mut lines = Vec::new();
-        for frame in stack.into_iter().filter(|stack| !stack.collector).flat_map(|stack| &stack.frames) {
-            match self.resolve_once(*frame) {
-                Resolved::OwnWork => return Vec::new(),
-                Resolved::Line(position) if self.on_stack.insert(position.function) => lines.push(position),
-                _ => {}
+        self.lines.clear();
+        if stack.collector {
+            return Err(Reason::Collector);
+        }
+        let (mut innermost, mut shown) = (None, None);
+        for frame in &stack.frames {
+            let resolved = self.resolve_once(*frame);
+            if resolved == Resolved::Skip {
+                continue;
+            }
+            if resolved == Resolved::OwnWork {
+                return Err(Reason::OwnHelp);
+            }
+            innermost.get_or_insert(resolved);
+            if let Resolved::Line(position) = resolved {
+                if self.on_stack.insert(position.function) {
+                    self.lines.push(position);
+                }
+                if shown.is_none() && (self.is_shown)(position.function) {
+                    shown = Some(position);
+                }
             }
         }
-        lines
+        Ok((innermost, shown))
+    }
+
+    /// The lines that bytes of a stack count on.
+    fn lines_of(&mut self, stack: Option<&Stack>) -> Vec<LinePosition> {
+        match stack.map(|stack| self.find_lines(stack)) {
+            Some(Ok(_)) => self.lines.clone(),
+            _ => Vec::new(),
+        }
     }
 
     fn add_pair(&mut self, pair: &Pair, stacks: &HashMap<StackId, Stack>) {

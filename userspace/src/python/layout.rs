@@ -327,7 +327,14 @@ impl Layout {
             ("thread_next", self.thread_next),
             ("thread_interpreter", self.thread_interpreter),
         ];
-        if let Some((name, offset)) = offsets.into_iter().find(|(_, offset)| *offset > LONGEST) {
+        let optional = [
+            ("interpreter_collecting", self.interpreter_collecting),
+            ("thread_attached", self.thread_attached),
+            ("runtime_collecting", self.runtime_collecting),
+            ("runtime_holder", self.runtime_holder),
+        ];
+        let present = optional.into_iter().filter(|(_, offset)| *offset != ABSENT);
+        if let Some((name, offset)) = offsets.into_iter().chain(present).find(|(_, offset)| *offset > LONGEST) {
             return Err(format!("{name} is {offset}, which is beyond any struct"));
         }
         if self.runtime == RuntimeKind::Symbol && self.runtime_finalizing > LONGEST {
@@ -335,15 +342,6 @@ impl Layout {
         }
         if self.thread_slot == SlotKind::TssKey && self.runtime_key > LONGEST {
             return Err(format!("runtime_key is {}, which is beyond any struct", self.runtime_key));
-        }
-        let optional = [
-            ("interpreter_collecting", self.interpreter_collecting),
-            ("thread_attached", self.thread_attached),
-            ("runtime_collecting", self.runtime_collecting),
-            ("runtime_holder", self.runtime_holder),
-        ];
-        if let Some((name, offset)) = optional.into_iter().find(|(_, offset)| *offset > LONGEST && *offset != ABSENT) {
-            return Err(format!("{name} is {offset}, which is beyond any struct"));
         }
         if self.position_kind > POSITION_POINTER {
             return Err(format!("position_kind is {}", self.position_kind));

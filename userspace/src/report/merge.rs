@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::command::program_of;
-use super::model::{Function, Line, NativeBytes, Other, ProcessReport};
+use super::model::{Errors, Function, Line, NativeBytes, Other, ProcessReport, Sampling};
 
 /// Functions of merged processes that are kept: code that is made at run time is new each time.
 const MOST_FUNCTIONS: usize = 1000;
@@ -69,10 +69,7 @@ pub fn add(to: &mut ProcessReport, from: ProcessReport) {
     // They were not at their highest at one time.
     to.rss_peak_bytes = to.rss_peak_bytes.max(from.rss_peak_bytes);
     to.net_bytes = to.net_bytes.saturating_add(from.net_bytes);
-    to.sampling = match (to.sampling, from.sampling) {
-        (Some(one), Some(other)) => Some(one.with(other)),
-        (one, other) => one.or(other),
-    };
+    to.sampling = to.sampling.into_iter().chain(from.sampling).reduce(Sampling::with);
     add_functions(&mut to.functions, from.functions);
     for other in from.other {
         add_other(&mut to.other, other);
@@ -158,10 +155,7 @@ fn add_line(to: &mut Line, from: &Line) {
     to.allocations = to.allocations.saturating_add(from.allocations);
     to.frees = to.frees.saturating_add(from.frees);
     to.live_bytes = to.live_bytes.saturating_add(from.live_bytes);
-    to.errors = match (to.errors, from.errors) {
-        (Some(one), Some(other)) => Some(one.with(other)),
-        (one, other) => one.or(other),
-    };
+    to.errors = to.errors.into_iter().chain(from.errors).reduce(Errors::with);
     to.approximate |= from.approximate;
     for more in &from.native {
         match to.native.iter_mut().find(|known| (&known.function, &known.module) == (&more.function, &more.module)) {

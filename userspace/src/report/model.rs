@@ -155,7 +155,7 @@ pub struct ProcessReport {
     pub rss_end_bytes: Option<u64>,
     /// Allocated less released, of everything counted in the process.
     pub net_bytes: i64,
-    /// Its blocks were sampled: bytes of its lines are estimates, but for pages and mappings.
+    /// Its blocks were sampled: bytes of its lines are estimates, but for mappings of the program's own.
     pub sampling: Option<Sampling>,
     /// The functions, marked ones first in the order of their definition, then by bytes moved.
     pub functions: Vec<Function>,
@@ -243,14 +243,18 @@ impl Errors {
     /// Of the sums with another estimate, which is independent.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
-        let both = |one: u64, other: u64| (one as f64).hypot(other as f64).round() as u64;
         Self {
-            increment_bytes: both(self.increment_bytes, other.increment_bytes),
-            allocated_bytes: both(self.allocated_bytes, other.allocated_bytes),
-            freed_bytes: both(self.freed_bytes, other.freed_bytes),
-            live_bytes: both(self.live_bytes, other.live_bytes),
+            increment_bytes: error_of_sum(self.increment_bytes, other.increment_bytes),
+            allocated_bytes: error_of_sum(self.allocated_bytes, other.allocated_bytes),
+            freed_bytes: error_of_sum(self.freed_bytes, other.freed_bytes),
+            live_bytes: error_of_sum(self.live_bytes, other.live_bytes),
         }
     }
+}
+
+/// The standard error of the sum of two estimates that are independent.
+fn error_of_sum(one: u64, other: u64) -> u64 {
+    (one as f64).hypot(other as f64).round() as u64
 }
 
 /// What is known of a process whose blocks were sampled.
@@ -280,7 +284,7 @@ impl Sampling {
             allocated_bytes: self.allocated_bytes.saturating_add(other.allocated_bytes),
             allocations: self.allocations.saturating_add(other.allocations),
             frees: self.frees.saturating_add(other.frees),
-            net_error_bytes: (self.net_error_bytes as f64).hypot(other.net_error_bytes as f64).round() as u64,
+            net_error_bytes: error_of_sum(self.net_error_bytes, other.net_error_bytes),
         }
     }
 }

@@ -7,6 +7,7 @@ use super::commands::Wanted;
 use super::image::Image;
 use super::say;
 use crate::alarm::{Action, Alarm};
+use crate::report::columns::mib;
 
 /// What is left for the session to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
             continue;
         };
         let pid = image.birth.pid;
+        let mib = |bytes: u64| mib(bytes.into(), 3);
         let about = format!("process {pid}: {} resident, above {} (--on-limit)", mib(passed.bytes), mib(alarm.bytes));
         match &alarm.action {
             Action::Report => {
@@ -79,9 +81,4 @@ fn send(image: &Image, signal: Signal, about: &str) -> bool {
             false
         }
     }
-}
-
-#[allow(clippy::cast_precision_loss)] // for the eye
-fn mib(bytes: u64) -> String {
-    format!("{:.3} MiB", bytes as f64 / f64::from(1 << 20))
 }

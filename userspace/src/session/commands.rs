@@ -1,14 +1,13 @@
 //! The person's commands that are run when a limit is passed (`--on-limit MIB=exec CMD`).
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use super::say;
 use crate::alarm::MOST;
-use crate::target::credentials::Credentials;
+use crate::target::credentials::{self, Credentials};
 use crate::target::spawn;
 
 /// A command that is to be run.
@@ -52,24 +51,19 @@ impl Commands {
         for place in &mut self.running {
             let Some(child) = place else { continue };
             match child.try_wait() {
-                Ok(None) => {}
-                ended => {
-                    if ended.as_ref().is_ok_and(|status| !status.is_some_and(|status| ExitStatus::success(&status))) {
-                        let status = ended.ok().flatten().map(|status| status.to_string()).unwrap_or_default();
-                        say(&format!("--on-limit exec: the command ended with {status}"));
-                    }
-                    *place = None;
+                Ok(None) => continue,
+                Ok(Some(status)) if !status.success() => {
+                    say(&format!("--on-limit exec: the command ended with {status}"));
                 }
+                _ => {}
             }
+            *place = None;
         }
     }
 }
 
 fn start(wanted: &Wanted, report: Option<&Path>, credentials: Option<&Credentials>) -> io::Result<Child> {
-    let mut environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
-    if let Some(credentials) = credentials {
-        credentials.apply_to(&mut environment);
-    }
+    let mut environment = credentials::environment(credentials);
     environment.retain(|(name, _)| name != "RMPROF_REPORT");
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(&wanted.text).env_clear().envs(environment);

@@ -27,7 +27,6 @@ mod recipe;
 mod sources;
 mod tallied;
 
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -227,10 +226,7 @@ fn kernel_release() -> String {
 }
 
 fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>) -> Command {
-    let mut env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
-    if let Some(credentials) = &credentials {
-        credentials.apply_to(&mut env);
-    }
+    let mut env = credentials::environment(credentials.as_ref());
     if plan.report.mode == Mode::Objects
         && let Some((name, value)) = MALLOC_FOR_OBJECTS.split_once('=')
     {

@@ -13,6 +13,9 @@ use std::num::{NonZeroU32, NonZeroU64};
 use anyhow::{Context, Result};
 use rmprof_probes::{TALLY_LIBRARY, abi};
 
+use crate::launch;
+use crate::target::supervise::Announcer;
+
 pub use history::History;
 pub use segments::{Segment, Segments, Sums};
 
@@ -24,9 +27,6 @@ pub fn pages_each(sample: NonZeroU64) -> Option<NonZeroU32> {
     let pages = sample.get().saturating_add(u64::from(abi::RM_PAGE) / 2) / u64::from(abi::RM_PAGE);
     u32::try_from(pages).ok().filter(|pages| *pages > 1).and_then(NonZeroU32::new)
 }
-
-use crate::launch;
-use crate::target::supervise::Announcer;
 
 /// The name of the library's file.
 pub const FILE: &str = match abi::RM_TALLY_FILE.to_str() {

@@ -89,6 +89,15 @@ pub fn of_process(pid: nix::unistd::Pid) -> Option<Credentials> {
     (!none.user.is_root()).then_some(none)
 }
 
+/// The environment of what is started with the rights of `credentials`; ours where there are none.
+pub fn environment(credentials: Option<&Credentials>) -> Vec<(OsString, OsString)> {
+    let mut environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    if let Some(credentials) = credentials {
+        credentials.apply_to(&mut environment);
+    }
+    environment
+}
+
 fn choose(
     user: Option<OsString>,
     group: Option<OsString>,

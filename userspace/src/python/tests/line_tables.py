@@ -1,5 +1,6 @@
-# Prints, for every code object of many files of the standard library (argument: how many, evenly spread): first line, table, and the interpreter's own answer
-# for every instruction (PyCode_Addr2Line; -1: no line), as runs "offset:line" and the length; then the lines that dis knows.
+# Prints, for every code object of many files of the standard library (argument: how many, evenly spread): first line, table, and the
+# interpreter's own answer for every instruction (PyCode_Addr2Line; -1: no line), as runs "offset:line" and the length; then the lines
+# that dis knows.
 import ctypes
 import dis
 import os
