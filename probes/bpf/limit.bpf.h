@@ -7,7 +7,7 @@
 #ifndef LIMIT_BPF_H
 #define LIMIT_BPF_H
 
-static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason)
+static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason, __u64 growth)
 {
 	struct rm_limit_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 
@@ -20,32 +20,69 @@ static __always_inline bool tell_limit(struct rm_process *process, __u32 call, _
 	record->call = call;
 	record->reason = reason;
 	record->bytes = resident_bytes(process);
+	record->growth = growth;
 	/* The others are not woken for: by its own rule the ring would not wake for one behind them. */
 	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 	return true;
 }
 
+/*
+ * How much more is resident than at the least within the last second. Between two changes it was what it was after the first. Threads that
+ * change it at the same time may each overwrite what the other noted: then a part of the second has the least of one of them.
+ */
+static __always_inline __u64 growth_of(struct rm_process *process, __s64 resident)
+{
+	__u64 slot = bpf_ktime_get_ns() / (1000000000 / RM_GROWTH_SLOTS);
+	__s64 last = process->growth_last, least = resident;
+	bool anew = process->growth_of != process->id;
+	__u32 index;
+
+	if (anew) {
+		process->growth_of = process->id;
+		last = resident;
+	}
+	for (index = 0; index < RM_GROWTH_SLOTS; index++) {
+		__u64 of = slot - index;
+
+		/* Nothing changed in those since the last change. */
+		if (anew || of > process->growth_slot)
+			process->growth_floor[of % RM_GROWTH_SLOTS] = last;
+	}
+	if (resident < process->growth_floor[slot % RM_GROWTH_SLOTS])
+		process->growth_floor[slot % RM_GROWTH_SLOTS] = resident;
+	process->growth_slot = slot;
+	process->growth_last = resident;
+	for (index = 0; index < RM_GROWTH_SLOTS; index++) {
+		if (process->growth_floor[index] < least)
+			least = process->growth_floor[index];
+	}
+	return resident - least;
+}
+
 /* What user space is to do something about (--on-limit). */
 __noinline int check_each_alarm(struct rm_process *process)
 {
-	__u64 resident;
-	__u32 index;
+	__u64 resident, growth = 0;
+	__u32 index, of_growth;
 
 	if (!process)
 		return 0;
 	resident = resident_bytes(process);
+	of_growth = process->alarms_of_growth;
+	if (of_growth)
+		growth = growth_of(process, resident);
 	for (index = 0; index < RM_ALARMS; index++) {
-		__u64 bytes = process->alarm_bytes[index];
+		__u64 bytes = process->alarm_bytes[index], now = of_growth & 1u << index ? growth : resident;
 		__u32 *passed = &process->alarm_passed[index];
 
 		if (!bytes)
 			break;
-		if (resident > bytes) {
+		if (now > bytes) {
 			if (*passed || __sync_lock_test_and_set(passed, 1))
 				continue;
-			if (!tell_limit(process, RM_LIMIT_ALARM, index))
+			if (!tell_limit(process, RM_LIMIT_ALARM, index, growth))
 				*passed = 0; /* the next event may find room */
-		} else if (*passed && resident <= bytes - bytes / RM_ALARM_PART) {
+		} else if (*passed && now <= bytes - bytes / RM_ALARM_PART) {
 			*passed = 0;
 		}
 	}
@@ -86,7 +123,7 @@ static __always_inline void signal_limit(struct rm_process *process, struct task
 	if (__sync_lock_test_and_set(&process->limit_state, RM_LIMIT_PASSED) != RM_LIMIT_WAITING)
 		return;
 	if (action != process->limit_handler)
-		tell_limit(process, RM_LIMIT_REFUSED, RM_REFUSED_SIGNAL);
+		tell_limit(process, RM_LIMIT_REFUSED, RM_REFUSED_SIGNAL, 0);
 	else if (bpf_send_signal_thread(signal))
 		process->limit_state = RM_LIMIT_WAITING;
 }
@@ -141,7 +178,7 @@ static __always_inline int limit_site(struct rm_process *process, __u32 call, __
 {
 	__s64 resident = resident_bytes(process);
 
-	tell_limit(process, call, value);
+	tell_limit(process, call, value, 0);
 	switch (call) {
 	case RM_LIMIT_READY:
 		process->limit_signal = value;

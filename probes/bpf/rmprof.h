@@ -18,6 +18,7 @@ typedef long long rm_s64;
 
 enum rm_limits {
 	RM_ALARMS = 4,            /* limits of resident memory that are told to user space */
+	RM_GROWTH_SLOTS = 8,      /* parts of a second in which the growth of resident memory is followed */
 	RM_PIECE_TIMES = 1 << 16, /* how often a piece of an event is run to measure it (pieces.bpf.h) */
 	RM_MAX_FRAMES = 128,      /* frames of a stack; deeper ones are cut at the outer end and counted */
 	RM_FRAME_READ = 104,      /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
@@ -196,6 +197,11 @@ struct rm_process {
 	rm_s64 folded[4];          /* where pages are sampled: its resident counters, without what single CPUs have not told yet */
 	rm_u64 alarm_bytes[RM_ALARMS]; /* resident memory above which user space is told (--on-limit); 0: no alarm */
 	rm_u32 alarm_passed[RM_ALARMS]; /* 1: it was told, and resident memory has not been well below it since */
+	rm_u32 alarms_of_growth;   /* a bit an alarm: its bytes are what resident memory may grow by within a second */
+	rm_u32 growth_of;          /* the id of whose growth the following is; another's, or 0: it begins anew */
+	rm_u64 growth_slot;        /* RM_GROWTH_SLOTS of them are a second; the one of the last change of resident memory */
+	rm_s64 growth_last;        /* resident memory at that change */
+	rm_s64 growth_floor[RM_GROWTH_SLOTS]; /* by slot, modulo their number: the least resident memory in it */
 };
 
 /* An alarm is passed again only after resident memory was a part of it below: 1 / RM_ALARM_PART. */
@@ -445,6 +451,7 @@ struct rm_limit_event {
 	rm_u32 call;   /* enum rm_limit_call */
 	rm_u32 reason; /* enum rm_limit_refusal, or the alarm */
 	rm_u64 bytes;  /* resident at that moment */
+	rm_u64 growth; /* of an alarm of growth: bytes more than the least of the last second */
 };
 
 enum rm_map_change {

@@ -3,6 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use std::os::unix::fs::chown;
+use std::time::{Duration, Instant};
 
 use crate::common::{Run, Target, any_python, eventually, root, script};
 
@@ -136,6 +137,90 @@ while True:
     }
     let run = Run::json_of(["--on-limit", "80=exit 77"]).word(&any_python().path).words(["-c", "pass"]);
     run.run().expect(0);
+}
+
+/// As much as passes the limit at once does not when a second lies between its halves.
+#[test]
+fn root_growth_is_that_of_one_second() {
+    if !root() {
+        return;
+    }
+    let program = script("server.py", SERVER);
+    for mode in ["pages", "heap"] {
+        let mut target = Target::start(&any_python(), &program);
+        let run = Run::json_of(["attach", "--mode", mode, "--on-limit", "150:growth/s=signal USR2"]).word(target.pid());
+        let started = run.start_on(&target);
+        for _ in 0..3 {
+            assert_eq!(target.step("grow"), "done");
+            let begun = Instant::now();
+            eventually("the second is over", || begun.elapsed() > Duration::from_millis(1_200));
+        }
+        let mut said: Vec<_> = ["grow", "grow", "nothing"].iter().map(|step| target.step(step)).collect();
+        said.sort();
+        assert_eq!(said, ["done".to_owned(), "done".to_owned(), format!("told {}", Signal::SIGUSR2 as i32)], "{mode}");
+        assert_eq!(target.step("nothing"), "done");
+        started.signal(Signal::SIGINT);
+        let ran = started.end().expect(0);
+        let said = ran.stderr_text();
+        let grown = said.split_once(" MiB more resident within a second, above 150.000 MiB").map(|(before, _)| before);
+        let grown: Option<f64> = grown.and_then(|before| before.rsplit(' ').next()).and_then(|mib| mib.parse().ok());
+        let grown = grown.unwrap_or_else(|| panic!("{ran}"));
+        assert!((150.0..202.0).contains(&grown), "{mode}: {ran}");
+        target.step("nothing");
+        target.end();
+    }
+}
+
+/// A run's report so far, and a command that is told of it; the last report is as without them.
+#[test]
+fn root_a_run_is_reported_as_it_stands() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "grows.py",
+        "
+import os, sys
+kept = [bytearray(50 << 20)]
+small = [bytes(600) for _ in range(1000)]
+kept.append(bytearray(100 << 20))  # passes
+while not os.path.exists('told'):
+    pass
+kept.append(bytearray(200 << 20))
+print('over')
+",
+    );
+    let command =
+        "120=exec cp $RMPROF_REPORT seen; echo $RMPROF_PID ${RMPROF_GROWTH-none} >told.part; mv told.part told";
+    for preload in [&[][..], &["--no-preload"]] {
+        let run = Run::new(["--format", "json", "--output", "report.json", "--on-limit", command]).words(preload);
+        let ran = run.directory(program.directory()).word(&any_python().path).word(&program.path).run().expect(0);
+        assert_eq!(ran.stdout_text(), "over\n", "{ran}");
+        let read = |name: &str| {
+            let path = program.directory().join(name);
+            let report = crate::common::Report::read(&std::fs::read(&path).unwrap());
+            std::fs::remove_file(path).unwrap();
+            report
+        };
+        let (seen, last) = (read("seen"), read("report.json"));
+        assert_eq!(seen.0["snapshot"]["cause"], "limit");
+        assert_eq!(seen.0["snapshot"]["number"], 1);
+        let allocated = |report: &crate::common::Report, line: u64| {
+            let lines = report.0["processes"][0]["functions"].as_array().unwrap().iter();
+            let mut lines = lines.flat_map(|function| function["lines"].as_array().unwrap());
+            lines.find(|found| found["line"] == line).map(|found| found["allocated_bytes"].as_u64().unwrap())
+        };
+        for line in [2, 3, 4] {
+            assert_eq!(allocated(&seen, line), allocated(&last, line), "{line} {preload:?}: {ran}");
+            assert!(allocated(&seen, line).is_some(), "{line} {preload:?}: {ran}");
+        }
+        assert_eq!(allocated(&seen, 7), None, "{preload:?}: {ran}");
+        assert!(allocated(&last, 7).unwrap() >= 200 << 20, "{preload:?}: {ran}");
+        std::fs::remove_file(program.directory().join("report.0001.json")).unwrap();
+        let told = std::fs::read_to_string(program.directory().join("told")).unwrap();
+        assert_eq!(told, format!("{} none\n", last.0["processes"][0]["pid"]));
+        std::fs::remove_file(program.directory().join("told")).unwrap();
+    }
 }
 
 /// The program's own parent sees the stop, as a shell would.

@@ -26,10 +26,21 @@ pub enum Action {
     Exit(u8),
 }
 
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// What is resident.
+    Resident,
+    /// How much more it is than at the least within the last second.
+    Growth,
+}
+
 /// One limit, of each process by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarm {
-    /// Resident bytes above which something is done.
+    /// Of what.
+    pub measure: Measure,
+    /// Bytes above which something is done.
     pub bytes: u64,
     /// What.
     pub action: Action,
@@ -44,8 +55,29 @@ pub enum Of {
     Watch,
 }
 
+/// The limits as the kernel side compares them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Alarms {
+    /// `rm_process.alarm_bytes`.
+    pub bytes: [u64; MOST],
+    /// `rm_process.alarms_of_growth`.
+    pub of_growth: u32,
+}
+
+impl Alarms {
+    /// Those, numbered from 0.
+    pub fn of(alarms: &[Alarm]) -> Self {
+        let mut all = Self::default();
+        for (number, (bytes, alarm)) in all.bytes.iter_mut().zip(alarms).enumerate() {
+            *bytes = alarm.bytes;
+            all.of_growth |= u32::from(alarm.measure == Measure::Growth) << number;
+        }
+        all
+    }
+}
+
 impl Alarm {
-    /// Reads `MIB[:rss|:per-process]=ACTION`, as often as it was given.
+    /// Reads `MIB[:rss|:per-process|:growth/s]=ACTION`, as often as it was given.
     ///
     /// # Errors
     /// Names the text that cannot be used.
@@ -65,28 +97,23 @@ impl Alarm {
         };
         let form = "write MIB=ACTION, such as 500=stop";
         let (limit, action) = text.split_once('=').ok_or_else(|| wrong("no action", form))?;
-        let mib = match limit.split_once(':') {
-            None => limit,
-            Some((mib, "rss" | "per-process")) => mib,
+        let (mib, measure) = match limit.split_once(':') {
+            None => (limit, Measure::Resident),
+            Some((mib, "rss" | "per-process")) => (mib, Measure::Resident),
+            Some((mib, "growth/s")) => (mib, Measure::Growth),
             Some(_) => {
                 return Err(wrong(
                     "what follows the colon is not known",
-                    "rss and per-process are: what each process has resident",
+                    "rss and per-process are (what each process has resident), and growth/s (by how much that grows within a second)",
                 ));
             }
         };
         let bytes = mebibytes(mib).map_err(|why| wrong(&why, form))?;
         let (word, rest) = action.split_once(' ').map_or((action, None), |(word, rest)| (word, Some(rest.trim())));
         let action = match (word, rest, of) {
-            ("report", None, Of::Watch) => Action::Report,
-            ("report", None, Of::Run) => {
-                return Err(wrong("run writes its report at the end", "report is an action of attach and system"));
-            }
+            ("report", None, _) => Action::Report,
             ("stop", None, _) => Action::Stop,
-            ("exec", Some(command), Of::Watch) if !command.is_empty() => Action::Exec(command.to_owned()),
-            ("exec", _, Of::Run) => {
-                return Err(wrong("run does not begin other commands", "exec is an action of attach and system"));
-            }
+            ("exec", Some(command), _) if !command.is_empty() => Action::Exec(command.to_owned()),
             ("signal", Some(name), _) => Action::Signal(
                 signal(name).ok_or_else(|| wrong("no such signal", "write its name, such as USR1 or SIGTERM"))?,
             ),
@@ -98,13 +125,13 @@ impl Alarm {
             }
             _ => {
                 let known = match of {
-                    Of::Run => "stop, signal NAME and exit CODE are known",
+                    Of::Run => "report, stop, exec CMD, signal NAME and exit CODE are known",
                     Of::Watch => "report, stop, exec CMD and signal NAME are known",
                 };
                 return Err(wrong("the action is not known", known));
             }
         };
-        Ok(Self { bytes, action })
+        Ok(Self { measure, bytes, action })
     }
 }
 
@@ -127,14 +154,20 @@ mod tests {
     fn each_action_is_read() {
         for (text, of, bytes, action) in [
             ("10=stop", Of::Run, 10 << 20, Action::Stop),
+            ("2=report", Of::Run, 2 << 20, Action::Report),
+            ("2=exec true", Of::Run, 2 << 20, Action::Exec("true".to_owned())),
             ("0.5:rss=report", Of::Watch, 1 << 19, Action::Report),
             ("1:per-process=signal usr1", Of::Watch, 1 << 20, Action::Signal(Signal::SIGUSR1)),
             ("1=signal SIGTERM", Of::Run, 1 << 20, Action::Signal(Signal::SIGTERM)),
             ("1=exec a --b=c 'd e'", Of::Watch, 1 << 20, Action::Exec("a --b=c 'd e'".to_owned())),
             ("1=exit 7", Of::Run, 1 << 20, Action::Exit(7)),
         ] {
-            assert_eq!(one(text, of).unwrap(), Alarm { bytes, action }, "{text}");
+            assert_eq!(one(text, of).unwrap(), Alarm { measure: Measure::Resident, bytes, action }, "{text}");
         }
+        let growth = one("3:growth/s=stop", Of::Watch).unwrap();
+        assert_eq!(growth, Alarm { measure: Measure::Growth, bytes: 3 << 20, action: Action::Stop });
+        let resident = one("5=stop", Of::Watch).unwrap();
+        assert_eq!(Alarms::of(&[resident, growth]), Alarms { bytes: [5 << 20, 3 << 20, 0, 0], of_growth: 2 });
     }
 
     #[test]
@@ -149,10 +182,9 @@ mod tests {
             ("1=signal NONE", Of::Run),
             ("1=exit 256", Of::Run),
             ("1=exit 3", Of::Watch),
-            ("1=report", Of::Run),
             ("1=exec", Of::Watch),
             ("1=exec ", Of::Watch),
-            ("1=exec true", Of::Run),
+            ("1=exec", Of::Run),
             ("1=dance", Of::Watch),
         ] {
             assert!(one(text, of).is_err(), "{text}");

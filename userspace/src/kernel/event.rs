@@ -115,6 +115,8 @@ pub enum LimitNews {
         alarm: usize,
         /// Resident bytes at that moment.
         bytes: u64,
+        /// Of an alarm of growth: bytes more than at the least within the last second.
+        growth: u64,
     },
 }
 
@@ -266,7 +268,9 @@ pub fn parse(record: &[u8]) -> Option<Event> {
                 abi::RM_LIMIT_STOPPED => LimitNews::Stopped,
                 abi::RM_LIMIT_CONTINUED => LimitNews::Continued,
                 abi::RM_LIMIT_REFUSED => LimitNews::Refused(limit.reason),
-                abi::RM_LIMIT_ALARM => LimitNews::Passed { alarm: limit.reason.try_into().ok()?, bytes: limit.bytes },
+                abi::RM_LIMIT_ALARM => {
+                    LimitNews::Passed { alarm: limit.reason.try_into().ok()?, bytes: limit.bytes, growth: limit.growth }
+                }
                 _ => return None,
             };
             Some(Event::Limit { process, news })

@@ -6,7 +6,7 @@ use super::collector::Collector;
 use super::commands::Wanted;
 use super::image::Image;
 use super::say;
-use crate::alarm::{Action, Alarm};
+use crate::alarm::{Action, Alarm, Measure};
 use crate::report::columns::mib;
 
 /// What is left for the session to do.
@@ -29,7 +29,16 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
         };
         let pid = image.birth.pid;
         let mib = |bytes: u64| mib(bytes.into(), 3);
-        let about = format!("process {pid}: {} resident, above {} (--on-limit)", mib(passed.bytes), mib(alarm.bytes));
+        let about = match alarm.measure {
+            Measure::Resident => {
+                format!("process {pid}: {} resident, above {} (--on-limit)", mib(passed.bytes), mib(alarm.bytes))
+            }
+            Measure::Growth => format!(
+                "process {pid}: {} more resident within a second, above {} (--on-limit)",
+                mib(passed.growth),
+                mib(alarm.bytes)
+            ),
+        };
         match &alarm.action {
             Action::Report => {
                 say(&format!("{about}: the report is written"));
@@ -37,8 +46,9 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
             }
             Action::Exec(command) => {
                 say(&format!("{about}: the command is run"));
+                let growth = (alarm.measure == Measure::Growth).then_some(passed.growth);
                 let (alarm, text) = (passed.alarm, command.clone());
-                todo.commands.push(Wanted { alarm, text, pid, bytes: passed.bytes });
+                todo.commands.push(Wanted { alarm, text, pid, bytes: passed.bytes, growth });
             }
             Action::Stop => {
                 if send(image, Signal::SIGSTOP, &about) {

@@ -153,14 +153,26 @@ impl Collector {
         (self.kept.counters, self.kept.siteless) = (totals.counters, totals.siteless);
     }
 
-    /// The end: adds to the kernel side's sums what the processes counted themselves.
-    pub fn add_tallies(&mut self, totals: &mut Totals) {
-        let mut images = std::mem::take(&mut self.images);
-        for image in images.values_mut() {
-            add_tally(image, totals);
-            self.note_marks(image);
-        }
+    /// The end: takes the sums of all processes that count themselves, and notes which had no marks.
+    pub fn finish_tallies(&mut self) {
+        self.tallies().for_each(|tally| tally.finish(None));
+        let images = std::mem::take(&mut self.images);
+        images.values().for_each(|image| self.note_marks(image));
         self.images = images;
+    }
+
+    /// Takes their sums as they are now: before those of the kernel side, which then knows all stacks that they are of.
+    pub fn take_tallies(&mut self) {
+        self.tallies().for_each(Tally::take_sums);
+    }
+
+    /// Adds to the kernel side's sums what was taken of those that the processes counted themselves.
+    pub fn add_tallies(&self, totals: &mut Totals) {
+        for image in self.images.values() {
+            if let Some(tally) = &image.tally {
+                tally.add_to(image.birth.id, totals);
+            }
+        }
         totals.counters.iter_mut().zip(&self.kept.counters).for_each(|(total, kept)| *total += kept);
         totals.siteless.0 += self.kept.siteless.0;
         totals.siteless.1 += self.kept.siteless.1;

@@ -19,7 +19,7 @@ use super::image::{Birth, Death, End};
 use super::modules::{self, Libraries, Modules};
 use super::recipe;
 use super::sources::Script;
-use crate::alarm::{self, Alarm};
+use crate::alarm::{Alarm, Alarms};
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::Shim;
 use crate::ledger::ProcessId;
@@ -81,7 +81,7 @@ pub struct Hold {
     /// Bytes between two that are sampled, in the mean, where a process counts its blocks itself.
     sample: Option<NonZeroU64>,
     /// Resident memory of each process at which the collector is told.
-    alarms: [u64; alarm::MOST],
+    alarms: Alarms,
     /// Nobody holds its processes.
     followed: bool,
     /// A process that was watched has been let go of, and lives on.
@@ -131,7 +131,7 @@ impl Hold {
             last_id: 0,
             limit,
             sample: None,
-            alarms: [0; alarm::MOST],
+            alarms: Alarms::default(),
             followed: false,
             outlived: false,
         }
@@ -150,7 +150,7 @@ impl Hold {
     /// The collector is told when a process passes one of these.
     #[must_use]
     pub fn with_alarms(mut self, alarms: &[Alarm]) -> Self {
-        self.alarms.iter_mut().zip(alarms).for_each(|(bytes, alarm)| *bytes = alarm.bytes);
+        self.alarms = Alarms::of(alarms);
         self
     }
 
@@ -434,7 +434,7 @@ impl Hold {
         if let Some(limit) = self.limit {
             (process.limit_bytes, process.limit_step) = (limit.bytes, limit.step.unwrap_or(0));
         }
-        process.alarm_bytes = self.alarms;
+        (process.alarm_bytes, process.alarms_of_growth) = (self.alarms.bytes, self.alarms.of_growth);
         seed_resident(&mut process, pid);
         process
     }

@@ -39,13 +39,15 @@ pub struct Passed {
     pub(super) alarm: usize,
     /// Resident bytes at that moment.
     pub(super) bytes: u64,
+    /// How many more than at the least within the last second; of an alarm of growth.
+    pub(super) growth: u64,
 }
 
 impl Limits {
     /// Takes one piece of news, and says what the person has to know.
     pub(super) fn hear(&mut self, process: ProcessId, news: LimitNews, images: &BTreeMap<ProcessId, Image>) {
         match news {
-            LimitNews::Passed { alarm, bytes } => self.passed.push(Passed { process, alarm, bytes }),
+            LimitNews::Passed { alarm, bytes, growth } => self.passed.push(Passed { process, alarm, bytes, growth }),
             LimitNews::Ready => drop(self.ready.insert(process)),
             LimitNews::Stopped | LimitNews::Continued => drop(self.done.insert(process)),
             LimitNews::Refused(reason) => {

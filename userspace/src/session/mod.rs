@@ -37,12 +37,14 @@ use assemble::Whose;
 use beat::{Beat, Beats};
 use checked::Checked;
 use collector::{Collector, Message};
+use commands::Commands;
 use hold::Hold;
 use outlet::Outlet;
 
 use crate::kernel::{Drain, Follow, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
 use crate::plan::RunPlan;
+use crate::report::Cause;
 use crate::target::credentials::{self, Credentials, CredentialsError};
 use crate::target::signals::Signals;
 use crate::target::spawn::{Command, SpawnError};
@@ -142,7 +144,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     check_rights()?;
     let credentials = credentials::of_caller(plan.as_root)?;
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
-    let outlet = Outlet::open(&plan.report, credentials.clone())?;
+    let mut outlet = Outlet::open(&plan.report, credentials.clone())?;
     let shim = match Shim::create() {
         Ok(shim) => Some(limits::with_debugger(shim, plan.debugger)),
         Err(error) => {
@@ -175,7 +177,15 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
     let mut collector = Collector::default();
-    let gathered = gather(plan, &mut collector, &drain, receiver, &attacher);
+    let gathered = Gathering {
+        plan,
+        collector: &mut collector,
+        drain: &drain,
+        attacher: &attacher,
+        outlet: &mut outlet,
+        commands: Commands::default(),
+    }
+    .until_the_end(receiver);
     let (status, signals, outlived) = supervisor.join().map_err(|_| RunError::System {
         doing: "supervising the program",
         error: io::Error::other("its thread ended early"),
@@ -188,6 +198,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
             "no supported Python ran: nothing was measured\nhint: `rmprof-bpf doctor /path/to/python` says whether one can be",
         );
     }
+    collector.finish_tallies();
     collector.add_tallies(&mut totals);
     collector.finish_natives();
     if let Some(debugger) = plan.debugger {
@@ -241,50 +252,91 @@ fn command(plan: &RunPlan, credentials: Option<Credentials>, shim: Option<&Shim>
     Command { program: plan.program.clone(), args: plan.arguments.clone(), env, credentials }
 }
 
-/// Drains until the supervisor has hung up, then reads the sums. With them comes the exit status that an action asked for.
-fn gather(
-    plan: &RunPlan,
-    collector: &mut Collector,
-    drain: &Drain,
-    mut messages: UnboundedReceiver<Message>,
-    attacher: &crate::kernel::Attacher,
-) -> io::Result<(Totals, Option<u8>)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let exit = runtime.block_on(async {
-        // The debugger has the terminal to itself.
-        let mut beats = Beats::new(drain, plan.debugger.is_none())?;
+/// What the probes gather while a program runs.
+struct Gathering<'g, 'p> {
+    plan: &'g RunPlan,
+    collector: &'g mut Collector,
+    drain: &'g Drain,
+    attacher: &'g crate::kernel::Attacher,
+    outlet: &'g mut Outlet<'p>,
+    commands: Commands,
+}
+
+impl Gathering<'_, '_> {
+    /// Drains until the supervisor has hung up, then reads the sums. With them comes the exit status that an action asked for.
+    fn until_the_end(mut self, mut messages: UnboundedReceiver<Message>) -> io::Result<(Totals, Option<u8>)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut exit = None;
-        loop {
-            let mut due = false;
-            tokio::select! {
-                biased; // of an end before what is on the way
-                message = messages.recv() => match message {
-                    // Its process is about to end: what is on the way can be named by this alone, and be too much to be kept.
-                    Some(message @ Message::Code(..)) => collector.hear(message),
-                    Some(message) => {
-                        collector.record(drain.take()?);
-                        collector.hear(message);
-                    }
-                    None => break,
-                },
-                beat = beats.next() => due = beat? == Beat::Due,
+        runtime.block_on(async {
+            // The debugger has the terminal to itself.
+            let mut beats = Beats::new(self.drain, self.plan.debugger.is_none())?;
+            loop {
+                let mut due = false;
+                tokio::select! {
+                    biased; // of an end before what is on the way
+                    message = messages.recv() => match message {
+                        // Its process is about to end: what is on the way can be named by this alone, and be too much to be kept.
+                        Some(message @ Message::Code(..)) => self.collector.hear(message),
+                        Some(message) => {
+                            self.collector.record(self.drain.take()?);
+                            self.collector.hear(message);
+                        }
+                        None => break,
+                    },
+                    beat = beats.next() => due = beat? == Beat::Due,
+                }
+                if due {
+                    beats.tell(&self.collector.images, self.attacher);
+                    self.collector.begin_look();
+                }
+                self.collector.record(self.drain.take()?);
+                if due {
+                    self.collector.end_look(self.drain.unheard()?);
+                }
+                exit = exit.or(self.act(true));
+                if due {
+                    self.collector.make_room(self.drain, &self.plan.report)?;
+                }
             }
-            if due {
-                beats.tell(&collector.images, attacher);
-                collector.begin_look();
-            }
-            collector.record(drain.take()?);
-            exit = exit.or(alarms::act(&plan.alarms, collector).exit);
-            if due {
-                collector.end_look(drain.unheard()?);
-                collector.make_room(drain, &plan.report)?;
-            }
+            io::Result::Ok(())
+        })?;
+        let records = self.drain.take()?;
+        self.collector.record(records);
+        exit = exit.or(self.act(false));
+        Ok((self.drain.totals()?, exit))
+    }
+
+    /// Does what is to be done of limits that were passed. A report before the last is for a program that goes on.
+    fn act(&mut self, goes_on: bool) -> Option<u8> {
+        self.commands.look_after();
+        let todo = alarms::act(&self.plan.alarms, self.collector);
+        // A command is told of a report in a file; on standard output nobody asked for one.
+        let wanted = todo.report || !todo.commands.is_empty() && self.plan.report.output.is_some();
+        if wanted
+            && goes_on
+            && let Err(error) = self.snapshot()
+        {
+            say(&format!("{error}\nhint: {}", error.hint()));
         }
-        io::Result::Ok(exit)
-    })?;
-    let records = drain.take()?;
-    collector.record(records);
-    Ok((drain.totals()?, exit))
+        for wanted in &todo.commands {
+            self.commands.begin(wanted, self.outlet.newest(), self.outlet.credentials());
+        }
+        todo.exit
+    }
+
+    /// Writes the report as things stand.
+    fn snapshot(&mut self) -> Result<(), RunError> {
+        let failed = |error| RunError::System { doing: "reading what the probes gathered", error };
+        let collector = &mut *self.collector;
+        collector.take_tallies();
+        collector.record(self.drain.take().map_err(failed)?);
+        collector.finish_natives();
+        let mut totals = self.drain.totals().map_err(failed)?;
+        collector.add_tallies(&mut totals);
+        let Collector { images, settled, .. } = collector;
+        let mut report = assemble::assemble(images, settled, &mut totals, &self.plan.report, Whose::Everybody);
+        self.outlet.snapshot(&mut report, Cause::Limit).map(drop)
+    }
 }
 
 /// Says why there are no marks where Pythons ran without our help to it.

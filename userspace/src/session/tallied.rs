@@ -81,10 +81,21 @@ impl Tally {
 
     /// The process has ended: takes the sums and gives its memory back.
     pub fn finish(&mut self, last_change: Option<(u64, u64)>) {
-        let Some(segment) = &self.segment else { return };
+        if self.segment.is_none() {
+            return;
+        }
         if let Some((sequence, bytes)) = last_change {
             self.history.changed(sequence, bytes);
         }
+        self.take_sums();
+        self.seen = u64::MAX;
+        self.end_look();
+        self.segment = None;
+    }
+
+    /// Takes the sums as they are now. The process may count meanwhile: then one of its sites is an event ahead of another.
+    pub fn take_sums(&mut self) {
+        let Some(segment) = &self.segment else { return };
         self.sums = (0..segment.site_count()).map(|number| segment.sums(number)).collect();
         (self.counters, self.siteless) = (segment.counters(), segment.siteless());
         if segment.sample().is_some() {
@@ -93,12 +104,12 @@ impl Tally {
             self.sampled = Some(Sampled { samples, allocated_bytes, allocations, releases, pairs: Vec::new() });
             self.pairs = segment.pairs();
         }
-        self.seen = u64::MAX;
-        self.end_look();
-        self.segment = None;
+        if self.resident.len() < self.sums.len() {
+            self.resident.resize(self.sums.len(), (0, 0));
+        }
     }
 
-    /// Adds the sums to those of the kernel side. To be called once, after `finish`.
+    /// Adds the sums that were taken to those of the kernel side.
     pub fn add_to(&self, process: ProcessId, totals: &mut Totals) {
         let stack_of = |totals: &Totals, site| totals.tally_stacks.get(&(process, site)).copied().unwrap_or(LOST);
         for ((number, sums), (_, resident_bytes)) in (0..).zip(&self.sums).zip(&self.resident) {
