@@ -22,50 +22,9 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/*
- * The malloc family: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). Compiled with RM_SINGLE the object has
- * the last alone, for a loader that refuses an object with sections or functions of the kernel that it does not know.
- */
-
-#ifndef RM_SINGLE
-SEC("uprobe.session")
-int heap_session(struct pt_regs *ctx)
-{
-	if (session_is_return(ctx))
-		return heap_return(ctx);
-	return heap_enter(ctx, bpf_get_attach_cookie(ctx), true);
-}
-
-SEC("uprobe.multi")
-int heap_enter_multi(struct pt_regs *ctx)
-{
-	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
-	return 0;
-}
-
-SEC("uretprobe.multi")
-int heap_return_multi(struct pt_regs *ctx)
-{
-	return heap_return(ctx);
-}
-#endif
-
-SEC("uprobe")
-int heap_enter_single(struct pt_regs *ctx)
-{
-	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
-	return 0;
-}
-
-SEC("uretprobe")
-int heap_return_single(struct pt_regs *ctx)
-{
-	return heap_return(ctx);
-}
-
 /* The launch extension's site functions. */
 
-static __always_inline int launch_site(struct pt_regs *ctx)
+static __always_inline int launch_site(struct pt_regs *ctx, __u64 role)
 {
 	struct rm_process *process = current_process();
 	struct rm_hello_event *hello;
@@ -73,7 +32,7 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 
 	if (!process)
 		return 0;
-	switch (bpf_get_attach_cookie(ctx)) {
+	switch (role) {
 	case RM_LAUNCH_TALLY:
 		return find_tally(process, PT_REGS_PARM1(ctx));
 	case RM_LAUNCH_LOADED:
@@ -103,26 +62,80 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 	return 0;
 }
 
+/*
+ * The malloc family, and in a session the site functions: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). Compiled with RM_SINGLE the object has
+ * the last alone, for a loader that refuses an object with sections or functions of the kernel that it does not know.
+ */
+
+#ifndef RM_SINGLE
+SEC("uprobe.session")
+int heap_session(struct pt_regs *ctx)
+{
+	__u64 role;
+
+	if (session_is_return(ctx))
+		return heap_return(ctx);
+	role = bpf_get_attach_cookie(ctx);
+	if (role < RM_LAUNCH_LINE)
+		return heap_enter(ctx, role, true);
+	launch_site(ctx, role);
+	return 1; /* not its return */
+}
+
+SEC("uprobe.multi")
+int heap_enter_multi(struct pt_regs *ctx)
+{
+	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
+	return 0;
+}
+
+SEC("uretprobe.multi")
+int heap_return_multi(struct pt_regs *ctx)
+{
+	return heap_return(ctx);
+}
+#endif
+
+SEC("uprobe")
+int heap_enter_single(struct pt_regs *ctx)
+{
+	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
+	return 0;
+}
+
+SEC("uretprobe")
+int heap_return_single(struct pt_regs *ctx)
+{
+	return heap_return(ctx);
+}
+
+/* The launch extension's site functions, by themselves. */
+
 #ifndef RM_SINGLE
 SEC("uprobe.multi")
 int launch_multi(struct pt_regs *ctx)
 {
-	return launch_site(ctx);
+	return launch_site(ctx, bpf_get_attach_cookie(ctx));
 }
 #endif
 
 SEC("uprobe")
 int launch_single(struct pt_regs *ctx)
 {
-	return launch_site(ctx);
+	return launch_site(ctx, bpf_get_attach_cookie(ctx));
 }
 
 /* Resident memory. */
 
+static __always_inline int rss_stat_at(__u64 *ctx)
+{
+	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
+}
+
 SEC("tp_btf/rss_stat")
 int rss_stat(__u64 *ctx)
 {
-	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
+	return rss_stat_at(ctx);
 }
 
 /* Processes that nobody holds (include/trace/events/sched.h). */
@@ -161,13 +174,18 @@ int sched_process_exit(__u64 *ctx)
 
 /* Pages of arenas, where they are touched (arch/x86/include/asm/trace/exceptions.h). */
 
-/* One program for both: only those that are not typed by the kernel's BTF can be attached to more than one tracepoint. */
-SEC("raw_tp")
-int fault(__u64 *ctx)
+static __always_inline int fault_at(__u64 *ctx)
 {
 	struct rm_process *process = current_process();
 
 	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
+}
+
+/* One program for both: only those that are not typed by the kernel's BTF can be attached to more than one tracepoint. */
+SEC("raw_tp")
+int fault(__u64 *ctx)
+{
+	return fault_at(ctx);
 }
 
 /* The program's own mappings (include/trace/events/syscalls.h). */
@@ -192,6 +210,28 @@ int limit_sys_exit(__u64 *ctx)
 	(void)ctx;
 	return limit_exit();
 }
+
+/*
+ * All of heap mode's in one program, where the kernel tells it which tracepoint it is at: what they share, and that is most, is verified
+ * once and not four times.
+ */
+#ifndef RM_SINGLE
+SEC("raw_tp")
+int tracepoints(__u64 *ctx)
+{
+	switch (bpf_get_attach_cookie(ctx)) {
+	case RM_TRACEPOINT_RSS_STAT:
+		return rss_stat_at(ctx);
+	case RM_TRACEPOINT_FAULT:
+		return fault_at(ctx);
+	case RM_TRACEPOINT_SYS_ENTER:
+		return mapping_enter((struct pt_regs *)ctx[0], ctx[1]);
+	case RM_TRACEPOINT_SYS_EXIT:
+		return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
+	}
+	return 0;
+}
+#endif
 
 #ifdef RM_PIECES
 #include "pieces.bpf.h"

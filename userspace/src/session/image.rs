@@ -257,7 +257,9 @@ impl Image {
                     return Some(format!("the thread state at {thread_state:#x} is not in it"));
                 }
             }
-            Err(_) => {} // it has ended meanwhile, or is about to
+            // It has ended; a short program has before its first stack is looked at, and has a thousand of them.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => self.checks = 0,
+            Err(_) => {} // it is about to end
         }
         None
     }
