@@ -112,7 +112,7 @@ typedef struct {
 struct mm_struct {
 	atomic_t mm_users;
 	struct file *exe_file;
-	unsigned long brk;
+	unsigned long brk, arg_start, arg_end;
 	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
 };
 

@@ -13,9 +13,10 @@ static __u32 next_image = RM_FIRST_FORK;
 /* All zero: what is known of a process that has just executed something. */
 static struct rm_process unknown;
 
-static __always_inline struct rm_follow_event *begin_telling(const struct rm_process *process, __u32 change, __u32 pid)
+static __always_inline struct rm_follow_event *begin_telling(const struct rm_process *process, __u32 change, __u32 pid,
+							     const __u64 bytes)
 {
-	struct rm_follow_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	struct rm_follow_event *record = bpf_ringbuf_reserve(&events, bytes, 0);
 
 	if (!record) {
 		count(RM_COUNT_RING_FULL_FOLLOW);
@@ -34,13 +35,15 @@ static __always_inline struct rm_follow_event *begin_telling(const struct rm_pro
 
 static __always_inline void tell(const struct rm_process *process, __u32 change, __u32 pid, __u32 parent, __s32 exit_code)
 {
-	struct rm_follow_event *record = begin_telling(process, change, pid);
+	struct rm_follow_event *record = begin_telling(process, change, pid, sizeof(*record));
 
 	if (!record)
 		return;
 	record->parent = parent;
 	record->exit_code = exit_code;
-	bpf_ringbuf_submit(record, 0); /* at once: it may be short-lived */
+	/* At once: it may be short-lived. Where records wait that woke nobody, nobody is woken by this one either but by force
+	 * (kernel/bpf/ringbuf.c, bpf_ringbuf_commit). */
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 }
 
 static __always_inline int process_forked(struct task_struct *parent, struct task_struct *child)
@@ -82,14 +85,23 @@ static __always_inline void executable_of(struct task_struct *task, struct rm_ex
 	executable->generation = BPF_CORE_READ(inode, i_generation);
 }
 
-static __always_inline void tell_exec(const struct rm_process *process, __u32 pid, const struct rm_executable *executable)
+/* In the process itself: its arguments are where the kernel has just put them (fs/binfmt_elf.c, create_elf_tables). */
+static __always_inline void tell_exec(struct task_struct *task, const struct rm_process *process, __u32 pid,
+				      const struct rm_executable *executable)
 {
-	struct rm_follow_event *record = begin_telling(process, RM_FOLLOW_EXEC, pid);
+	__u64 start = BPF_CORE_READ(task, mm, arg_start), end = BPF_CORE_READ(task, mm, arg_end);
+	struct rm_exec_event *record;
+	__u32 bytes;
 
+	record = (struct rm_exec_event *)begin_telling(process, RM_FOLLOW_EXEC, pid, sizeof(*record));
 	if (!record)
 		return;
-	record->executable = *executable;
-	bpf_ringbuf_submit(record, 0);
+	record->follow.executable = *executable;
+	record->command_bytes = end - start;
+	bytes = record->command_bytes < RM_COMMAND ? record->command_bytes : RM_COMMAND;
+	if (end < start || bpf_probe_read_user(record->command, bytes, (void *)start))
+		record->command_bytes = 0;
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP); /* as above */
 }
 
 /* A process that is not watched has executed a program. */
@@ -111,7 +123,7 @@ static __always_inline int stranger_executed(struct task_struct *task)
 		return 0;
 	process->id = __sync_fetch_and_add(&next_image, 1);
 	process->flags = RM_FOLLOW; /* until user space knows what it is */
-	tell_exec(process, pid, &executable);
+	tell_exec(task, process, pid, &executable);
 	return 0;
 }
 
@@ -130,7 +142,7 @@ static __always_inline int process_executed(struct task_struct *task, bool every
 	executable_of(task, &executable);
 	process->flags = RM_FOLLOW; /* until user space knows what it is now */
 	process->id = __sync_fetch_and_add(&next_image, 1);
-	tell_exec(process, pid, &executable);
+	tell_exec(task, process, pid, &executable);
 	bpf_map_delete_elem(&memories, &memory);
 	return 0;
 }

@@ -516,6 +516,17 @@ struct rm_follow_event {
 	rm_u32 pad;
 };
 
+/* Bytes of a command line that are told of an exec. */
+#define RM_COMMAND 4000
+
+/* Record of RM_FOLLOW_EXEC: it may have ended before anybody can look at it. */
+struct rm_exec_event {
+	struct rm_follow_event follow;
+	rm_u32 command_bytes; /* of the whole command line; its first RM_COMMAND are here. 0: not read */
+	rm_u32 pad;
+	char command[RM_COMMAND]; /* words, each with a NUL after it */
+};
+
 /* Resident memory of a process that has a tally: what it was from event `sequence` of the tally on, until the next such record. */
 struct rm_resident_event {
 	struct rm_event event;

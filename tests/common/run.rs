@@ -28,6 +28,7 @@ pub struct Run {
     directory: Option<PathBuf>,
     user: Option<u32>,
     report: Option<TempDir>,
+    patience: Option<Duration>,
 }
 
 impl Run {
@@ -85,6 +86,12 @@ impl Run {
         self
     }
 
+    /// Not to be ended before it has run this long.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     fn command(&self) -> Command {
         let mut command = match self.user {
             Some(user) => {
@@ -124,7 +131,14 @@ impl Run {
             said
         });
         let input = child.stdin.take().zip(self.input).map(|(pipe, bytes)| feed(pipe, bytes));
-        Started { watchdog: Watchdog::start(child.id()), child, output, errors, input, report: self.report }
+        Started {
+            watchdog: Watchdog::start(child.id(), self.patience.unwrap_or(TOO_LONG)),
+            child,
+            output,
+            errors,
+            input,
+            report: self.report,
+        }
     }
 
     /// Runs it to its end.
@@ -162,10 +176,10 @@ fn feed(mut pipe: ChildStdin, bytes: Vec<u8>) -> JoinHandle<()> {
 struct Watchdog(mpsc::Sender<()>);
 
 impl Watchdog {
-    fn start(group: u32) -> Self {
+    fn start(group: u32, patience: Duration) -> Self {
         let (sender, ended) = mpsc::channel();
         std::thread::spawn(move || {
-            if ended.recv_timeout(TOO_LONG).is_err() {
+            if ended.recv_timeout(patience).is_err() {
                 let _ = kill(Pid::from_raw(-i32::try_from(group).unwrap()), Signal::SIGKILL);
             }
         });

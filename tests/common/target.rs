@@ -106,6 +106,25 @@ impl Started {
             .collect()
     }
 
+    /// How many links the session has.
+    pub fn links(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).into_iter().flatten().flatten();
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts.filter(|text| text.lines().any(|line| line.starts_with("link_id:"))).count()
+    }
+
+    /// How many descriptors it has.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Its resident bytes.
+    pub fn resident(&self) -> i64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix(" kB")).unwrap();
+        line.trim().parse::<i64>().unwrap() << 10
+    }
+
     /// The map of this name.
     pub fn map(&self, name: &str) -> Option<KernelMap> {
         let is_it = |map: &KernelMap| MapHandle::from_map_id(map.0).is_ok_and(|map| map.name() == name);

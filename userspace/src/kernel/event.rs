@@ -8,6 +8,7 @@ use super::attach::from_bytes;
 use crate::ledger::{CodeKey, Frame, MapChange, Origin, ProcessId, Stack, StackId, StackStatus};
 use crate::native::Snapshot;
 use crate::target::Pid;
+use crate::target::status::split_command_line;
 
 /// A str as the kernel side copied it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub struct Piece {
 }
 
 /// What can become of a process that nobody holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// It is a fork of this image, and counted.
     Forked(ProcessId),
@@ -74,8 +75,8 @@ pub enum Change {
     Loaded,
     /// It is a fork of this image, which is not counted, and neither is it.
     Young(ProcessId),
-    /// Its image was replaced by one of this program.
-    Executed(Executable),
+    /// Its image was replaced by one of this program, with this command line.
+    Executed(Executable, Command),
     /// It has ended.
     Exited {
         /// The status of `wait`.
@@ -83,6 +84,15 @@ pub enum Change {
         /// The kernel had chosen to end it for want of memory.
         victim: bool,
     },
+}
+
+/// The command line of something that was just executed, as far as the kernel side read it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Its words.
+    pub words: Vec<String>,
+    /// These are all.
+    pub whole: bool,
 }
 
 /// A program's file, as the kernel side knows it.
@@ -302,7 +312,7 @@ fn parse_follow(process: ProcessId, record: &[u8]) -> Option<Event> {
         abi::RM_FOLLOW_VFORK => Change::Borrows,
         abi::RM_FOLLOW_LOADED => Change::Loaded,
         abi::RM_FOLLOW_YOUNG => Change::Young(ProcessId(follow.parent)),
-        abi::RM_FOLLOW_EXEC => Change::Executed(executable(&follow.executable)),
+        abi::RM_FOLLOW_EXEC => Change::Executed(executable(&follow.executable), command_of(record)),
         abi::RM_FOLLOW_EXIT => Change::Exited { status: follow.exit_code, victim: follow.victim != 0 },
         _ => return None,
     };
@@ -318,6 +328,16 @@ fn parse_follow(process: ProcessId, record: &[u8]) -> Option<Event> {
 
 fn executable(of: &abi::rm_executable) -> Executable {
     Executable { inode: of.inode, bytes: of.bytes, device: of.device, generation: of.generation }
+}
+
+fn command_of(record: &[u8]) -> Command {
+    const COMMAND_AT: usize = offset_of!(abi::rm_exec_event, command);
+    let bytes: u32 = field(record, offset_of!(abi::rm_exec_event, command_bytes)).unwrap_or(0);
+    let text = record.get(COMMAND_AT..).unwrap_or_default();
+    let whole = bytes > 0 && (bytes as usize) <= text.len().min(abi::RM_COMMAND as usize);
+    let text = text.get(..bytes as usize).unwrap_or(text);
+    let words = split_command_line(text).iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    Command { words, whole }
 }
 
 /// What is at `at` of a record, which may be shorter than its type.

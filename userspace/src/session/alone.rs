@@ -22,6 +22,7 @@ impl Hold {
         if self.mode.counts_blocks() {
             let libraries = self.modules.libraries(child).unwrap_or_default();
             links = self.attach(child, &libraries, None);
+            self.unprobed += u64::from(!self.is_there(child));
             allocators = libraries.allocators;
         }
         // It may have ended by now: what can be known without it is.
@@ -33,6 +34,10 @@ impl Hold {
     /// An image that nobody holds is no more.
     pub(super) fn gone(&mut self, pid: Pid, end: End, resident: (u64, u64)) {
         let Some(held) = self.watched.remove(&pid) else { return };
+        // It may have ended just before the kernel side was told to watch it: its number will be another process's.
+        if self.is_still(pid, held.id) {
+            self.let_alone(pid);
+        }
         let (rss_bytes, peak_bytes) = resident;
         let death = Death { ended: SystemTime::now(), end, rss_bytes, peak_bytes, last_change: None };
         let _ = self.messages.send(Message::Died(held.id, death));

@@ -233,8 +233,12 @@ impl Watch<'_> {
         let Collector { images, settled, .. } = &mut self.collector;
         let mut report = assemble(images, settled, &mut totals, &self.plan.report, whose);
         let missing = self.follower.missing();
-        report.health.lost = report.health.lost.saturating_add(missing.missed);
-        let counters = [("processes_missed", missing.missed), ("processes_refused", missing.refused)];
+        report.health.lost = report.health.lost.saturating_add(missing.missed).saturating_add(missing.unprobed);
+        let counters = [
+            ("processes_missed", missing.missed),
+            ("processes_refused", missing.refused),
+            ("forks_unprobed", missing.unprobed),
+        ];
         let counters = counters.into_iter().filter(|(_, count)| *count > 0);
         report.health.counters.extend(counters.map(|(name, count)| (name.to_owned(), count)));
         Ok(report)

@@ -1,16 +1,24 @@
 //! Which processes of the machine are asked for.
 
+use super::hold::command_of as command_line;
+use crate::kernel::event::Command;
 use crate::plan::Filter;
 use crate::report::Globs;
 use crate::target::identity::{self, Container};
 use crate::target::{Pid, status};
 
 impl Filter {
-    /// Is this process one of them, as it is now?
-    pub(super) fn admits(&self, pid: Pid) -> bool {
+    /// Is this process one of them, as it is now? `words`: its command line, where it is known.
+    pub(super) fn admits(&self, pid: Pid, words: Option<&[String]>) -> bool {
+        let runs = |globs| words.map_or_else(|| runs(globs, &command_line(pid)), |words| runs(globs, words));
         self.cgroup.as_ref().is_none_or(|globs| in_group(globs, &status::cgroup(pid).unwrap_or_default()))
             && self.user.as_ref().is_none_or(|globs| of_user(globs, pid))
-            && self.command.as_ref().is_none_or(|globs| runs(globs, pid))
+            && self.command.as_ref().is_none_or(runs)
+    }
+
+    /// May a process have been one of them that nobody could look at? Only its command line is known, perhaps.
+    pub(super) fn may_admit(&self, command: &Command) -> bool {
+        !command.whole || self.command.as_ref().is_none_or(|globs| runs(globs, &command.words))
     }
 }
 
@@ -29,10 +37,8 @@ fn of_user(globs: &Globs, pid: Pid) -> bool {
 }
 
 /// The whole command line, or the name of its program, or that of its script or module.
-fn runs(globs: &Globs, pid: Pid) -> bool {
-    let words = status::command_line(pid).unwrap_or_default();
-    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let script = crate::report::program_word(&words);
+fn runs(globs: &Globs, words: &[String]) -> bool {
+    let script = crate::report::program_word(words);
     globs.matches(&words.join(" ")) || words.first().into_iter().chain(script).any(|word| globs.matches(word))
 }
 
@@ -64,6 +70,17 @@ mod tests {
         assert!(of_user(&globs(&user.to_string()), me));
         let name = nix::unistd::User::from_uid(user).unwrap().map(|user| user.name);
         assert!(name.is_none_or(|name| of_user(&globs(&name), me)));
-        assert!(runs(&globs("rmprof_bpf-*"), me) && !runs(&globs("python*"), me));
+        let words = command_line(me);
+        assert!(runs(&globs("rmprof_bpf-*"), &words) && !runs(&globs("python*"), &words));
+    }
+
+    #[test]
+    fn what_ended_unseen_may_have_been_asked_for_unless_its_command_says_no() {
+        let filter = |command: Option<&str>| Filter { cgroup: None, user: None, command: command.map(globs) };
+        let of = |text: &str, whole| Command { words: text.split(' ').map(str::to_owned).collect(), whole };
+        assert!(filter(Some("*job*")).may_admit(&of("python3 job.py", true)));
+        assert!(!filter(Some("*job*")).may_admit(&of("python3 other.py", true)));
+        assert!(filter(Some("*job*")).may_admit(&of("python3 oth", false)), "cut");
+        assert!(filter(None).may_admit(&of("python3 other.py", true)));
     }
 }

@@ -5,10 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::hold::Hold;
+use super::hold::{Hold, command_of};
 use super::image::End;
 use super::modules::Program;
-use crate::kernel::event::{Change, Event, Executable};
+use crate::kernel::event::{Change, Command, Event, Executable};
 use crate::ledger::ProcessId;
 use crate::plan::Filter;
 use crate::target::supervise::Watcher;
@@ -33,12 +33,15 @@ pub enum Scope {
 }
 
 /// Executed, may be a Python, and has none yet.
+#[derive(Clone)]
 struct Loading {
     until: Instant,
     /// The number that the kernel side gave what it executes: another exec gives another.
     id: ProcessId,
     /// What it executes.
     executable: Executable,
+    /// With which words.
+    command: Command,
 }
 
 /// What is not in the report, and is counted instead.
@@ -48,12 +51,16 @@ pub struct Missing {
     pub missed: u64,
     /// Processes with a Python that is not supported.
     pub refused: u64,
+    /// Forks that ended before the probes of blocks were on them: they are in the report without these.
+    pub unprobed: u64,
 }
 
 /// Drives a [`Hold`] by what is told.
 pub struct Follower {
     hold: Hold,
     loading: HashMap<Pid, Loading>,
+    /// Those of them that are measured by now. What they forked before is told under their first number.
+    begun: HashMap<Pid, Loading>,
     scope: Scope,
     missing: Missing,
     /// By program: may it be a Python?
@@ -70,6 +77,7 @@ impl Follower {
         Self {
             hold,
             loading: HashMap::new(),
+            begun: HashMap::new(),
             scope,
             missing: Missing::default(),
             kinds: HashMap::new(),
@@ -81,7 +89,7 @@ impl Follower {
     /// What is not in the report so far. A process that ended unseen counts unless its program is known to be no Python by now.
     pub fn missing(&self) -> Missing {
         let unseen: u64 = self.unseen.iter().filter(|(program, _)| self.may_be(program)).map(|(_, count)| count).sum();
-        Missing { missed: self.missing.missed.saturating_add(unseen), ..self.missing }
+        Missing { missed: self.missing.missed.saturating_add(unseen), unprobed: self.hold.unprobed, ..self.missing }
     }
 
     fn may_be(&self, program: &Executable) -> bool {
@@ -129,7 +137,7 @@ impl Follower {
     }
 
     fn begin_one_of_all(&mut self, pid: Pid) -> bool {
-        if !self.admits(pid) {
+        if !self.admits(pid, None) {
             return false;
         }
         match self.hold.look(pid) {
@@ -142,10 +150,10 @@ impl Follower {
         }
     }
 
-    fn admits(&self, pid: Pid) -> bool {
+    fn admits(&self, pid: Pid, words: Option<&[String]>) -> bool {
         match &self.scope {
             Scope::Named { .. } => true,
-            Scope::Machine(filter) => filter.admits(pid),
+            Scope::Machine(filter) => filter.admits(pid, words),
         }
     }
 
@@ -176,10 +184,16 @@ impl Follower {
             Change::Young(parent) if children => self.forked_young(*parent, *pid, *process),
             Change::Forked(_) | Change::Young(_) => self.hold.let_alone(*pid),
             Change::Borrows => {}
-            Change::Executed(executable) => {
+            Change::Executed(executable, command) => {
                 self.hold.gone(*pid, End::default(), *resident);
+                self.begun.remove(pid);
+                // Replaced before it could be looked at. `env` and its like, which are never seen, are not counted.
+                let before = self.loading.remove(pid);
+                if let Some(before) = before.filter(|before| self.kinds.contains_key(&before.executable)) {
+                    self.ended_unseen(&before);
+                }
                 if children {
-                    self.load(*pid, *process, *executable);
+                    self.load(*pid, *process, *executable, command.clone());
                 } else {
                     self.hold.let_alone(*pid);
                 }
@@ -188,6 +202,7 @@ impl Follower {
                 if let Some(loading) = self.loading.remove(pid) {
                     self.ended_unseen(&loading);
                 }
+                self.begun.remove(pid);
                 let end = End::of(ExitStatus::from_raw(*status), *victim);
                 // On a whole machine processes are ended all the time.
                 let told = end.is_abnormal() || !matches!(self.scope, Scope::Machine(_));
@@ -201,21 +216,25 @@ impl Follower {
 
     /// A fork of what has not been looked at yet is looked at too; of what has been, and is no Python, it is none either.
     fn forked_young(&mut self, parent: ProcessId, child: Pid, id: ProcessId) {
-        let program = self.loading.values().find(|loading| loading.id == parent).map(|loading| loading.executable);
+        let mut images = self.loading.values().chain(self.begun.values());
+        let program = images.find(|loading| loading.id == parent).cloned();
         match (program, &self.scope) {
-            (Some(executable), _) => self.load(child, id, executable),
+            (Some(Loading { executable, command, .. }), _) => self.load(child, id, executable, command),
             (None, Scope::Machine(_)) => self.hold.let_alone(child),
             // What it executes may be one.
             (None, Scope::Named { .. }) => {}
         }
     }
 
-    fn load(&mut self, pid: Pid, id: ProcessId, executable: Executable) {
-        self.loading.insert(pid, Loading { until: Instant::now() + LOADING, id, executable });
+    fn load(&mut self, pid: Pid, id: ProcessId, executable: Executable, command: Command) {
+        self.loading.insert(pid, Loading { until: Instant::now() + LOADING, id, executable, command });
     }
 
     fn ended_unseen(&mut self, loading: &Loading) {
         let program = loading.executable;
+        if matches!(&self.scope, Scope::Machine(filter) if !filter.may_admit(&loading.command)) {
+            return;
+        }
         if !self.kinds.contains_key(&program) && self.unseen.len() < MOST_PROGRAMS {
             // It will be known when the next one executes it, or never.
             *self.unseen.entry(program).or_default() += 1;
@@ -245,8 +264,9 @@ impl Follower {
                     self.look_at(pid, over || !program.may_be_python)
                 }
             };
-            if settled {
-                self.loading.remove(&pid);
+            let loading = if settled { self.loading.remove(&pid) } else { None };
+            if let Some(loading) = loading.filter(|_| self.hold.watches(pid)) {
+                self.begun.insert(pid, loading);
             }
         }
         !self.loading.is_empty()
@@ -270,12 +290,21 @@ impl Follower {
 
     /// Is it known now what it is? `over`: it becomes nothing else any more.
     fn look_at(&mut self, pid: Pid, over: bool) -> bool {
-        if !self.admits(pid) {
-            self.hold.let_alone(pid);
-            return true;
+        let command = self.loading.get(&pid).map(|loading| &loading.command).filter(|command| command.whole);
+        let command = command.map(|command| command.words.clone());
+        if !self.admits(pid, command.as_deref()) {
+            // Of one that has ended meanwhile nothing could be read: its end, which is about to be heard, says that it was missed.
+            let is_there = self.hold.is_there(pid);
+            if is_there {
+                self.hold.let_alone(pid);
+            }
+            return is_there;
         }
         match self.hold.look(pid) {
-            Ok(Some(look)) => self.hold.watch(pid, look, None),
+            Ok(Some(look)) => {
+                let command = command.unwrap_or_else(|| command_of(pid));
+                self.hold.watch_as(pid, look, None, command)
+            }
             Ok(None) if !over => false,
             // It has ended meanwhile: as above.
             _ if !self.hold.is_there(pid) => false,

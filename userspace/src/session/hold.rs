@@ -86,6 +86,8 @@ pub struct Hold {
     followed: bool,
     /// A process that was watched has been let go of, and lives on.
     outlived: bool,
+    /// Forks that ended before the probes of blocks were on them.
+    pub(super) unprobed: u64,
 }
 
 impl Hold {
@@ -134,6 +136,7 @@ impl Hold {
             alarms: Alarms::default(),
             followed: false,
             outlived: false,
+            unprobed: 0,
         }
     }
 
@@ -159,6 +162,13 @@ impl Hold {
         Self { followed: true, ..Self::new(attacher, what, messages, None, false, None, None) }
     }
 
+    /// Of one that nobody holds and that has ended meanwhile there is nothing to say.
+    fn note_of(&self, pid: Pid, text: &str) {
+        if !self.followed || self.is_there(pid) {
+            self.note(format!("process {pid}: {text}"));
+        }
+    }
+
     fn note(&self, text: String) {
         // The collector hears until the last sender is gone.
         let _ = self.messages.send(Message::Note(text));
@@ -176,9 +186,7 @@ impl Hold {
         if let Some(loader) = libraries.loader.as_ref().filter(|_| self.mode.counts_blocks()) {
             match self.attacher.attach_launch(number, &loader.file, &loader.points) {
                 Ok(more) => links.extend(more),
-                Err(error) => {
-                    self.note(format!("process {pid}: allocators that it loads later are not measured: {error}"))
-                }
+                Err(error) => self.note_of(pid, &format!("allocators that it loads later are not measured: {error}")),
             }
         }
         if let (Some(tally), Some(library)) = (tally, &self.library) {
@@ -211,7 +219,7 @@ impl Hold {
         for library in allocators.iter().filter(|library| !ours(library)) {
             match self.attacher.attach_heap(pid.as_raw().unsigned_abs(), &library.file, &library.points) {
                 Ok(more) => links.extend(more),
-                Err(error) => self.note(format!("process {pid}: {} is not measured: {error}", library.name)),
+                Err(error) => self.note_of(pid, &format!("{} is not measured: {error}", library.name)),
             }
         }
         links
@@ -321,10 +329,7 @@ impl Hold {
                 layout
             }
             Err(error) => {
-                // One that nobody holds may have ended by now.
-                if !self.followed || self.is_there(pid) {
-                    self.note(format!("process {pid}: {error}; the offsets known for its version are used"));
-                }
+                self.note_of(pid, &format!("{error}; the offsets known for its version are used"));
                 interpreter.layout.clone()
             }
         }
@@ -353,8 +358,13 @@ impl Hold {
 
     /// Begins to measure an image. False: it is gone before that, and nobody would know what it was.
     pub(super) fn watch(&mut self, pid: Pid, look: Look, said: Option<Announcement>) -> bool {
-        let Look { interpreter, libraries, .. } = look;
         let command = command_of(pid);
+        self.watch_as(pid, look, said, command)
+    }
+
+    /// The same of one whose command line is known.
+    pub(super) fn watch_as(&mut self, pid: Pid, look: Look, said: Option<Announcement>, command: Vec<String>) -> bool {
+        let Look { interpreter, libraries, .. } = look;
         if self.followed && command.is_empty() && !self.is_there(pid) {
             return false;
         }
@@ -440,7 +450,8 @@ impl Hold {
     }
 }
 
-fn command_of(pid: Pid) -> Vec<String> {
+/// The command line of a process; empty where it has none, or has ended. Of one that is about to end it may be cut.
+pub(super) fn command_of(pid: Pid) -> Vec<String> {
     let words = status::command_line(pid).unwrap_or_default();
     words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }

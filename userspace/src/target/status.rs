@@ -49,7 +49,8 @@ pub fn command_line(pid: Pid) -> io::Result<Vec<OsString>> {
     Ok(split_command_line(&read_bounded(pid, "cmdline", LONGEST_COMMAND_LINE)?))
 }
 
-fn split_command_line(content: &[u8]) -> Vec<OsString> {
+/// The words of a command line as the kernel has them, each with a NUL after it.
+pub fn split_command_line(content: &[u8]) -> Vec<OsString> {
     let content = content.strip_suffix(b"\0").unwrap_or(content);
     if content.is_empty() {
         return Vec::new();
