@@ -224,7 +224,7 @@ pub struct AttachArguments {
     /// What, and when.
     #[command(flatten)]
     pub watch: WatchArguments,
-    /// Leave the processes that they make alone
+    /// Leave the processes that they have made, or make, alone
     #[arg(long)]
     pub no_children: bool,
     /// Processes, by number

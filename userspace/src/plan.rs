@@ -192,7 +192,8 @@ impl WatchPlan {
                     .into(),
             ));
         }
-        let report = ReportPlan::new(mode, typed.report, typed.checks)?;
+        let mut report = ReportPlan::new(mode, typed.report, typed.checks)?;
+        report.options.rank = true;
         let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
         let alarms = Alarm::parse_all(&typed.on_limit, Of::Watch)?;
         Ok(Self { report, duration: typed.duration, interval: typed.interval, alarms, how })
@@ -238,8 +239,7 @@ impl SystemPlan {
     /// # Errors
     /// Names the option value that cannot be used; usage errors end with status 2.
     pub fn new(typed: SystemArguments) -> Result<Self, OptionError> {
-        let mut watch = WatchPlan::new(typed.watch)?;
-        watch.report.options.rank = true;
+        let watch = WatchPlan::new(typed.watch)?;
         let globs = |patterns: &[String]| Globs::new(patterns);
         let filter =
             Filter { cgroup: globs(&typed.cgroup)?, user: globs(&typed.user)?, command: globs(&typed.command)? };

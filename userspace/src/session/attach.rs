@@ -47,8 +47,14 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
         }
         watch.follower.begin(*pid).map_err(refuse)?;
     }
-    let what =
-        if plan.pids.len() == 1 { "it runs on unchanged".into() } else { format!("{} processes", plan.pids.len()) };
+    if plan.children {
+        let begun = watch.follower.begin_with_children(&plan.pids);
+        begun.map_err(|error| RunError::System { doing: "listing the processes", error })?;
+    }
+    let what = match watch.follower.count() {
+        1 => "it runs on unchanged".into(),
+        count => format!("{count} processes"),
+    };
     tell_terminal(&format!("attached ({what}); Ctrl-C writes the report and lets go"));
     runtime.block_on(watch.until_the_end(stop))?;
     watch.last_report()

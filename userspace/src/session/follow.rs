@@ -113,20 +113,33 @@ impl Follower {
         Err(("it has ended".into(), "`pgrep -a python` lists the Pythons that run".into()))
     }
 
-    /// Begins with all that run. Again until nothing new is there: a fork of a process that was not watched yet is told by nobody.
+    /// Begins with all that run.
     ///
     /// # Errors
     /// When the processes cannot be listed.
     pub fn begin_with_all(&mut self) -> std::io::Result<()> {
+        self.begin_with(identity::processes)
+    }
+
+    /// Begins with what these have started before we came, as far as it runs Python: the workers of a server.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed.
+    pub fn begin_with_children(&mut self, of: &[Pid]) -> std::io::Result<()> {
+        self.begin_with(|| identity::descendants(of))
+    }
+
+    /// Again until nothing new is there: a fork of a process that was not watched yet is told by nobody.
+    fn begin_with(&mut self, list: impl Fn() -> std::io::Result<Vec<Pid>>) -> std::io::Result<()> {
         const ROUNDS: u32 = 8;
         let mut seen = HashSet::new();
         for _ in 0..ROUNDS {
             let mut found = false;
-            for pid in identity::processes()? {
+            for pid in list()? {
                 // What the kernel side has met, a fork or an exec of just now, is about to be heard of: begun here it would be there twice.
                 let known = self.hold.is_met(pid) || !seen.insert(pid);
                 if !known && self.hold.runs_python(pid) {
-                    found |= self.begin_one_of_all(pid);
+                    found |= self.begin_one_of(pid);
                 }
             }
             if !found {
@@ -136,7 +149,7 @@ impl Follower {
         Ok(())
     }
 
-    fn begin_one_of_all(&mut self, pid: Pid) -> bool {
+    fn begin_one_of(&mut self, pid: Pid) -> bool {
         if !self.admits(pid, None) {
             return false;
         }
@@ -325,6 +338,11 @@ impl Follower {
     /// Is anything measured, or may it be yet?
     pub fn has_any(&self) -> bool {
         matches!(self.scope, Scope::Machine(_)) || self.hold.watched().next().is_some() || !self.loading.is_empty()
+    }
+
+    /// How many are measured?
+    pub fn count(&self) -> usize {
+        self.hold.watched().count()
     }
 
     /// Lets go of all that is left: it runs on.

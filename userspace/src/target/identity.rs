@@ -1,11 +1,13 @@
 //! Whose a process is: which there are, its user's name, and its container by its control group.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::Path;
 
 use nix::unistd::{Pid, Uid, User};
 
 use super::source::Root;
+use super::status;
 
 /// Hexadecimal digits of a container's number (OCI runtimes).
 const DIGITS: usize = 64;
@@ -78,6 +80,23 @@ pub fn processes() -> io::Result<Vec<Pid>> {
     Ok(names.filter_map(|name| name.to_str()?.parse().ok()).map(Pid::from_raw).collect())
 }
 
+/// The processes that these have started, and those have, that run now.
+///
+/// # Errors
+/// Where there is no `/proc`.
+pub fn descendants(of: &[Pid]) -> io::Result<Vec<Pid>> {
+    let parents = processes()?.into_iter().filter_map(|pid| Some((pid, status::parent_pid(pid).ok()?)));
+    let parents: Vec<(Pid, Pid)> = parents.collect();
+    let (mut family, mut generation): (HashSet<Pid>, Vec<Pid>) = (of.iter().copied().collect(), of.to_vec());
+    let mut found = Vec::new();
+    while !generation.is_empty() {
+        let children = parents.iter().filter(|(_, parent)| generation.contains(parent)).map(|(pid, _)| *pid);
+        generation = children.filter(|pid| family.insert(*pid)).collect();
+        found.extend(&generation);
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +130,7 @@ mod tests {
     #[test]
     fn we_are_among_the_processes() {
         assert!(processes().unwrap().contains(&Pid::this()));
+        assert!(descendants(&[Pid::parent()]).unwrap().contains(&Pid::this()));
+        assert!(!descendants(&[Pid::this()]).unwrap().contains(&Pid::this()));
     }
 }
