@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::columns::mib;
+use super::command::{Program, program_of};
 use super::model::{Container, Function, ProcessReport};
 use super::{Options, escape, merge, shell_words};
 
@@ -112,12 +113,23 @@ fn counted(processes: u64) -> String {
 
 fn whose(process: &ProcessReport) -> String {
     let container = process.container.as_ref().map(|container| format!(", {}", of_container(container)));
-    let command = shell_words(&process.command, COMMAND_LIMIT);
+    let command = shell_words(&brief(&process.command), COMMAND_LIMIT);
     let who = match process.merged {
         Some(count) => format!("{} of {}", counted(count), escape(&merge::command_key(&process.command))),
         None => format!("process {} ({command})", process.pid),
     };
     format!("{who}{}", container.unwrap_or_default())
+}
+
+/// A command line with the folders of its interpreter and its script left out: they would fill the row.
+fn brief(command: &[String]) -> Vec<String> {
+    let script = match program_of(command) {
+        Some(Program::Script(index, _)) => index,
+        _ => 0,
+    };
+    let base = |word: &String| word.rsplit('/').next().filter(|base| !base.is_empty()).unwrap_or(word).to_owned();
+    let short = |(index, word)| if index == 0 || index == script { base(word) } else { word.clone() };
+    command.iter().enumerate().map(short).collect()
 }
 
 /// A container in few words.
@@ -126,4 +138,19 @@ pub(super) fn of_container(container: &Container) -> String {
     let pod = pod.as_ref().or(pod_uid.as_ref()).map(|pod| format!("pod {}", escape(pod)));
     let id = id.as_ref().map(|id| format!("container {}", escape(id.get(..12).unwrap_or(id))));
     pod.into_iter().chain(id).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_tells_a_server_by_its_name() {
+        let of = |text: &str| brief(&text.split(' ').map(str::to_owned).collect::<Vec<_>>()).join(" ");
+        assert_eq!(of("/opt/app/bin/python3 /opt/app/bin/gunicorn -w 2 a:b"), "python3 gunicorn -w 2 a:b");
+        assert_eq!(of("/usr/bin/python3 -u -m app.worker /data/x"), "python3 -u -m app.worker /data/x");
+        assert_eq!(of("python3 -c print(1/2)"), "python3 -c print(1/2)");
+        assert_eq!(of("gunicorn: master [app]"), "gunicorn: master [app]");
+        assert_eq!(brief(&[]), Vec::<String>::new());
+    }
 }
