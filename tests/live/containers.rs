@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::{Run, Target, near, root, supported_pythons};
+use crate::common::{Run, Target, any_python, near, root, script, supported_pythons};
 
 const SERVER: &str = "
 import os, sys
@@ -66,16 +66,26 @@ fn root_in_a_container_the_leak_is_the_first_line() {
     };
     let libraries = ["usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib"];
     let loader = find(&tree, &libraries, "ld-linux").unwrap();
-    let program = find(&tree, &["usr/bin"], "python3.14").unwrap();
-    for namespaces in [
+    let pythons: Vec<PathBuf> =
+        ["python3.14", "python3.15"].iter().filter_map(|name| find(&tree, &["usr/bin"], name)).collect();
+    assert!(!pythons.is_empty());
+    let namespaces = [
         &["--mount"][..],
         &["--mount", "--pid", "--fork"],
         &["--user", "--map-root-user", "--mount", "--pid", "--fork"],
-    ] {
+    ];
+    for (namespaces, program) in
+        namespaces.iter().flat_map(|namespaces| pythons.iter().map(move |python| (namespaces, python)))
+    {
         let container = container();
         let inside = "mount --rbind \"$1/usr\" \"$2/usr\" && exec chroot \"$2\" \"$3\" --library-path \"${3%/*}\" \"$4\" -S /srv/server.py";
         let mut command = Command::new("unshare");
-        command.args(namespaces).args(["sh", "-c", inside, "sh"]).args([&tree, container.path(), &loader, &program]);
+        command.args(*namespaces).args(["sh", "-c", inside, "sh"]).args([
+            tree.as_path(),
+            container.path(),
+            &loader,
+            program,
+        ]);
         let mut target = Target::below(&mut command);
         for session in ["attach", "system"] {
             let run = Run::json_of([session]);
@@ -100,6 +110,92 @@ fn root_in_a_container_the_leak_is_the_first_line() {
                 assert_eq!(report.0["growth"][1]["function"], "handle", "{report}");
             }
         }
+        target.end();
+    }
+}
+
+/// A control group of the name that a kubelet gives to a container of a pod, where one can be made.
+struct Group {
+    made: Vec<PathBuf>,
+}
+
+impl Group {
+    fn new(parts: &[String]) -> Option<Self> {
+        let base = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let base = base.into_iter().find(|base| base.join("cgroup.controllers").exists())?;
+        let (mut group, mut path) = (Self { made: Vec::new() }, base.to_owned());
+        for part in parts {
+            path.push(part);
+            if !path.exists() {
+                std::fs::create_dir(&path).ok()?;
+                group.made.push(path.clone());
+            }
+        }
+        Some(group)
+    }
+
+    fn add(&self, pid: &str) {
+        std::fs::write(self.made.last().unwrap().join("cgroup.procs"), pid).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for path in self.made.iter().rev() {
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+#[test]
+fn root_a_pod_is_named() {
+    if !root() {
+        return;
+    }
+    let (id, number) = ("0123456789abcdef".repeat(4), std::process::id());
+    let uid = format!("{number:08x}-1c0a-4b8e-9d5a-0a1b2c3d4e5f");
+    let slice = format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
+    let parts = ["kubepods.slice", "kubepods-burstable.slice", &slice, &format!("cri-containerd-{id}.scope")];
+    let Some(group) = Group::new(&parts.map(str::to_owned)) else {
+        println!("NOT RUN: no control group of version 2 can be made here");
+        return;
+    };
+    let program = script("server.py", SERVER);
+    let host = nix::sys::utsname::uname().unwrap().nodename().to_string_lossy().into_owned();
+    // Of a pod with the machine's own network `/etc/hostname` is the machine's.
+    for (name, pod) in [("web-7d4b9c5f6-x2x5p", Some("web-7d4b9c5f6-x2x5p")), (host.as_str(), None)] {
+        let file = program.beside("hostname", name);
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "sh",
+            "-c",
+            "touch /etc/hostname; mount --bind \"$1\" /etc/hostname && exec \"$2\" \"$3\"",
+            "sh",
+        ]);
+        command.args([&file, &any_python().path, &program.path]);
+        let mut target = Target::of(&mut command);
+        group.add(&target.pid());
+        for by in [&id[..12], &slice, "kubepods.slice"] {
+            let started = Run::json_of(["system"]).words(["--cgroup", by]).start_on(&target);
+            target.step("request");
+            started.signal(Signal::SIGINT);
+            let report = started.end().expect(0).report();
+            let container = &report.process(target.pid().parse().unwrap()).0["container"];
+            assert_eq!(
+                (container["id"].as_str(), container["pod_uid"].as_str()),
+                (Some(&*id), Some(&*uid)),
+                "{report}"
+            );
+            assert_eq!(container["pod"].as_str(), pod, "{report}");
+        }
+        // For people.
+        let started = Run::new(["system", "--cgroup", &id[..12]]).start_on(&target);
+        target.step("request");
+        started.signal(Signal::SIGINT);
+        let text = started.end().expect(0).stdout_text();
+        let words = format!("pod {}, container {}", pod.unwrap_or(&uid), &id[..12]);
+        assert!(text.lines().take(4).any(|line| line.ends_with(&words)), "{text}");
         target.end();
     }
 }

@@ -48,14 +48,19 @@ impl Container {
     }
 
     /// The container of a process in a control group; `None` where it is in none that is known. A pod's name is that of its host,
-    /// unless it was given another: `/etc/hostname` in the container.
+    /// unless it was given another: `/etc/hostname` in the container. One with the machine's own network has the machine's name.
     pub fn of(path: &str, root: Option<&Root>) -> Option<Self> {
         let mut found = Self::of_path(path);
         if found.pod_uid.is_some() {
-            found.pod = root.and_then(|root| host_of(root).ok().flatten());
+            let name = root.and_then(|root| host_of(root).ok().flatten());
+            found.pod = name.filter(|name| *name != our_host());
         }
         (found != Self::default()).then_some(found)
     }
+}
+
+fn our_host() -> String {
+    nix::sys::utsname::uname().map(|names| names.nodename().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn host_of(root: &Root) -> io::Result<Option<String>> {

@@ -107,8 +107,8 @@ fn since_boot() -> io::Result<Duration> {
     Ok(Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0)))
 }
 
-/// The control group of the process within the unified hierarchy (`/system.slice/…`); for version 1 that of the first
-/// hierarchy listed; empty where there is none. As seen from our own cgroup namespace.
+/// The control group of the process within the unified hierarchy (`/system.slice/…`); for version 1, and where it is in the root of
+/// the unified one, that of the first hierarchy listed in which it is in another than the root; empty where there is none. As seen from our own cgroup namespace.
 ///
 /// # Errors
 /// Where the process is gone.
@@ -118,8 +118,11 @@ pub fn cgroup(pid: Pid) -> io::Result<String> {
 
 fn cgroup_path(content: &str) -> String {
     let path = |line: &str| line.splitn(3, ':').nth(2).map(str::to_owned);
-    let unified = content.lines().find(|line| line.starts_with("0::"));
-    unified.or(content.lines().next()).and_then(path).unwrap_or_default()
+    let unified = content.lines().find(|line| line.starts_with("0::")).and_then(path);
+    // Where both versions are mounted, containers may be groups of version 1 alone.
+    let is_told = |path: &String| !path.is_empty() && path != "/";
+    let first = || content.lines().filter_map(path).find(is_told).or_else(|| content.lines().next().and_then(path));
+    unified.clone().filter(is_told).or_else(first).or(unified).unwrap_or_default()
 }
 
 /// One value of `status`, with the key's colon and the white space around it gone.
@@ -227,6 +230,8 @@ mod tests {
         assert!(split_command_line(b"").is_empty());
         assert_eq!(cgroup_path("12:cpu:/old\n0::/a:b\n"), "/a:b");
         assert_eq!(cgroup_path("1:name=systemd:/x\n"), "/x");
+        assert_eq!(cgroup_path("3:cpu:/\n2:memory:/kubepods/x\n0::/\n"), "/kubepods/x");
+        assert_eq!(cgroup_path("3:cpu:/\n0::/\n"), "/");
         assert_eq!(cgroup_path(""), "");
     }
 }
