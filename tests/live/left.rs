@@ -7,10 +7,13 @@ use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::common::{Run, Script, any_python, eventually, root, script};
+use crate::common::{Run, Script, Target, any_python, eventually, root, script, watches};
 
-/// How many times we are killed, at moments of chance, in each of two tests.
-const TIMES: u32 = 20;
+/// How many times we are killed, at moments of chance, in each test: as many as `RMPROF_KILLS` says.
+fn times(usual: u32) -> u32 {
+    std::env::var("RMPROF_KILLS").map_or(usual, |number| number.parse().unwrap())
+}
+
 /// The longest a start takes here before the program is well under way.
 const START: Duration = Duration::from_millis(250);
 
@@ -96,7 +99,7 @@ fn root_killed_at_work_the_program_ends_as_it_should() {
         return;
     }
     let (program, mut chance, mut runs) = (worker(), Chance::new(), Vec::new());
-    for _ in 0..TIMES {
+    for _ in 0..times(20) {
         let mut started = Run::new([&any_python().path, &program.path]).env("PYTHONWARNINGS", "ignore").start();
         runs.push(started.pid());
         let steps = chance.below(11);
@@ -122,7 +125,7 @@ fn root_killed_at_the_start_the_program_does_all_or_nothing() {
     let (program, mut chance, mut runs) = (worker(), Chance::new(), Vec::new());
     let limit = u64::try_from(START.as_micros()).unwrap();
     let mut begun = 0;
-    for _ in 0..TIMES {
+    for _ in 0..times(20) {
         let started = Run::new([&any_python().path, &program.path]).env("PYTHONWARNINGS", "ignore").start();
         runs.push(started.pid());
         spin(Duration::from_micros(chance.below(limit)));
@@ -134,8 +137,68 @@ fn root_killed_at_the_start_the_program_does_all_or_nothing() {
         assert_eq!(ran.stderr_text(), "", "{ran}");
         begun += u32::from(!text.is_empty());
     }
-    println!("{begun} of {TIMES} programs had begun");
+    println!("{begun} of {} programs had begun", times(20));
     nothing_is_left(&runs);
+}
+
+/// Allocates at each step, with threads and forks, and says what came out.
+const SERVER: &str = "
+import os, sys, threading
+kept = []
+
+def step(number):
+    blocks = [bytearray(5_000) for _ in range(200)]
+    thread = threading.Thread(target=lambda: blocks.append(bytearray(100_000)))
+    thread.start(); thread.join()
+    child = os.fork()
+    if child == 0:
+        os._exit(len([bytearray(10_000) for _ in range(50)]))
+    status = os.waitpid(child, 0)[1]
+    kept.append(bytearray(10_000))
+    return sum(len(block) for block in blocks) + (status >> 8) + len(kept) - number
+
+print('ready', flush=True)
+for number, line in enumerate(sys.stdin):
+    print(step(number), flush=True)
+";
+
+/// What each step of it says, whoever watches.
+const STEP: &str = "1100051";
+
+/// Killed at any moment while it attaches, measures or writes: the target is right, and no probe is on it.
+#[test]
+fn root_killed_while_attached_the_target_is_as_before() {
+    if !root() {
+        return;
+    }
+    let (program, mut chance) = (script("served.py", SERVER), Chance::new());
+    let mut target = Target::start(&any_python(), &program);
+    let pid: i64 = target.pid().parse().unwrap();
+    for what in ["attach --mode pages", "attach --mode heap", "system --mode pages", "system --mode heap"] {
+        let mut watched = 0;
+        for _ in 0..times(5) {
+            let run = Run::new(what.split(' '));
+            let glob = format!("*{}*", program.name());
+            let run = if what.starts_with("attach") { run.word(target.pid()) } else { run.words(["--command", &glob]) };
+            let started = run.start();
+            let begun = Instant::now();
+            let moment = Duration::from_micros(chance.below(600_000));
+            while begun.elapsed() < moment {
+                assert_eq!(target.step("step"), STEP, "{what}");
+            }
+            watched += u32::from(watches(&started, &target));
+            let maps = started.maps();
+            started.signal(Signal::SIGKILL);
+            assert_eq!(target.step("step"), STEP, "{what}");
+            eventually("no probe is on the target", || links_on(pid) == 0);
+            eventually("its code is as in the files", || differing_code(pid).is_empty());
+            eventually("nothing of ours is in the kernel", || !maps.iter().any(|map| map.is_there()));
+            assert_eq!(started.end().stdout_text(), "", "{what}");
+        }
+        println!("{what}: killed {} times, {watched} of them while it measured", times(5));
+    }
+    assert_eq!(target.step("step"), STEP);
+    target.end();
 }
 
 /// Time that passes without a wait: a moment of chance is wanted, not an order of events.
