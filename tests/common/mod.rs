@@ -18,5 +18,5 @@ pub use report::{Line, Process, Report, near, near_blocks};
 pub use rights::{is_root, root};
 pub use run::{Ran, Run, Started, eventually, finish};
 pub use script::{Script, script};
-pub use target::{KernelMap, Target, watches};
+pub use target::{KernelMap, Target, is_watched, watches};
 pub use terminal::Terminal;

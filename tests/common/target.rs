@@ -143,9 +143,13 @@ impl Run {
 
 /// Is the target measured in this session? Nothing of the target tells, so the kernel is asked: a process's entry in our map.
 pub fn watches(session: &Started, target: &Target) -> bool {
+    is_watched(session, target.pid().parse().unwrap())
+}
+
+/// The same of any process.
+pub fn is_watched(session: &Started, pid: u32) -> bool {
     /// Of rm_process.flags: blocks or pages are counted.
     const COUNTED: u8 = 3;
-    let pid: u32 = target.pid().parse().unwrap();
     let entry = session
         .map("processes")
         .and_then(|map| MapHandle::from_map_id(map.0).ok()?.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok().flatten());
