@@ -61,6 +61,8 @@ mod rights;
 mod rungs;
 #[path = "live/sample.rs"]
 mod sample;
+#[path = "live/servers.rs"]
+mod servers;
 #[path = "live/signals.rs"]
 mod signals;
 #[path = "live/snapshots.rs"]
