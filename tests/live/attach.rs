@@ -5,7 +5,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Python, Ran, Report, Run, Script, Target, any_python, eventually, near, root, script, supported_pythons,
+    Python, Ran, Report, Run, Script, Target, any_python, eventually, is_watched, near, root, script, supported_pythons,
 };
 
 /// Takes 10 MB at each step, in a loop that it has been in since before anybody attached; has a thread that is in one too.
@@ -130,6 +130,56 @@ fn root_forks_are_followed_from_their_first_instruction() {
 
     let (ran, _) = attached(&any_python(), &["--no-children"], &["fork", "grow"]);
     assert_eq!(complete(&ran.expect(0).quiet()).processes().len(), 1);
+}
+
+/// Has a worker before anybody attaches, which takes 10 MB at each step.
+const POOL: &str = "
+import os, sys
+kept = []
+wake, done = os.pipe(), os.pipe()
+
+def work():
+    while os.read(wake[0], 1):
+        kept.append(bytearray(10_000_000))  # grows
+        os.write(done[1], b'!')
+
+worker = os.fork()
+if worker == 0:
+    os.close(wake[1])
+    work()
+    os._exit(0)
+print('ready', flush=True)
+for line in sys.stdin:
+    os.write(wake[1], b'!')
+    os.read(done[0], 1)
+    print(worker, flush=True)
+os.close(wake[1])
+os.waitpid(worker, 0)
+";
+
+/// Whoever names the master of a pool means its workers.
+#[test]
+fn root_what_a_process_has_started_before_is_measured_too() {
+    if !root() {
+        return;
+    }
+    let program = script("pool.py", POOL);
+    for (options, count) in [(&[][..], 2), (&["--no-children"], 1)] {
+        let mut target = Target::start(&any_python(), &program);
+        let worker = target.step("warm up").parse().unwrap();
+        let started = Run::json_of(["attach"]).words(options).word(target.pid()).start_on(&target);
+        eventually("the worker is measured, or not", || (count == 1) != is_watched(&started, worker));
+        target.step("grow");
+        target.step("grow");
+        target.end();
+        let report = complete(&started.end().expect(0).quiet());
+        assert_eq!(report.processes().len(), count, "{report}");
+        if count == 2 {
+            let grown = report.process(worker.into()).line("work", program.line("# grows")).increment();
+            near(grown, 20_000_000, 128 << 10);
+            assert_eq!(report.0["growth"][0]["pid"], worker, "{report}");
+        }
+    }
 }
 
 #[test]
