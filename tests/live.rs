@@ -47,6 +47,8 @@ mod musl;
 mod native;
 #[path = "live/objects.rs"]
 mod objects;
+#[path = "live/occurrences.rs"]
+mod occurrences;
 #[path = "live/odd_sources.rs"]
 mod odd_sources;
 #[path = "live/on_limit.rs"]

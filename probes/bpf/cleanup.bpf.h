@@ -56,23 +56,17 @@ static __always_inline bool is_clean_up(const struct rm_clean_up *known, const _
 }
 
 /* Is it a clean-up that `frame` is about to execute? What cannot be read is not. */
-static __always_inline bool at_clean_up(const struct rm_layout *layout, __u64 frame, __u64 code)
+static __always_inline bool at_clean_up(const struct rm_layout *layout, const union fields *frame, __u64 code)
 {
 	__u16 units[CLEAN_UP_UNITS] = {};
-	__u32 bytes = layout->frame_bytes;
-	union fields fields = {};
 	__u64 at;
 
 	if (layout->clean_up.load[0] == RM_ABSENT)
 		return false;
-	if (bytes > RM_FRAME_READ)
-		bytes = RM_FRAME_READ;
-	if (READ_USER(&fields, bytes, frame + layout->frame_base))
-		return false;
 	if (layout->position_kind == RM_POSITION_POINTER) {
-		at = field64(&fields, layout->frame_position);
+		at = field64(frame, layout->frame_position);
 	} else {
-		__s32 position = position_of(layout, &fields, 0);
+		__s32 position = position_of(layout, frame, 0);
 
 		if (position < 0 || READ_USER(&at, sizeof(at), code + layout->code_base + layout->code_code))
 			return false;

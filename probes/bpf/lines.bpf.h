@@ -8,9 +8,9 @@
 
 enum { WHAT_BEGIN = 0, WHAT_END = 1 };
 
-static __always_inline struct rm_line *line_of(struct rm_process *process, __u64 code, __u32 line)
+static __always_inline struct rm_line *line_of(struct rm_process *process, __u64 code, __u32 line, __u32 position)
 {
-	struct rm_line_key key = { .code = code, .process = process->id, .line = line };
+	struct rm_line_key key = { .code = code, .process = process->id, .line = line, .position = position };
 	struct rm_line *found = bpf_map_lookup_elem(&lines, &key);
 
 	if (!found) {
@@ -28,7 +28,7 @@ static __always_inline struct rm_line *line_of(struct rm_process *process, __u64
 static __always_inline void finish_line(struct rm_process *process, struct thread *thread, __u32 index)
 {
 	struct active *active = active_at(thread, index);
-	struct rm_line *line = line_of(process, active->code, active->line);
+	struct rm_line *line = line_of(process, active->code, active->line, RM_ABSENT);
 	__u64 peak = active->highest - active->start;
 
 	if (line && !active->clean_up) {
@@ -95,6 +95,14 @@ static __always_inline void drop_inner(struct thread *thread, __u32 place)
 	bpf_loop(RM_MAX_ACTIVE, drop_step, &loop, 0);
 }
 
+static __always_inline void count_line(struct rm_process *process, __u64 code, __u32 line, __u32 position)
+{
+	struct rm_line *counts = line_of(process, code, line, position);
+
+	if (counts)
+		__sync_fetch_and_add(&counts->occurrences, 1);
+}
+
 static __always_inline void begin_line(struct rm_process *process, struct thread *thread, __u32 index, __u64 frame, __u64 code, __u32 line,
 				       bool clean_up)
 {
@@ -109,12 +117,9 @@ static __always_inline void begin_line(struct rm_process *process, struct thread
 	active->clean_up = clean_up;
 	if (clean_up)
 		return;
-	counts = line_of(process, code, line);
-	if (counts) {
-		__sync_fetch_and_add(&counts->occurrences, 1);
-		if (!counts->resident_bytes)
-			counts->resident_bytes = resident_bytes(process);
-	}
+	counts = line_of(process, code, line, RM_ABSENT);
+	if (counts && !counts->resident_bytes)
+		counts->resident_bytes = resident_bytes(process);
 }
 
 static __always_inline void first_entry(struct rm_process *process, __u64 code)
@@ -126,11 +131,22 @@ static __always_inline void first_entry(struct rm_process *process, __u64 code)
 		mark->entry_resident_bytes = resident_bytes(process);
 }
 
+/* What is read of a frame; false: it cannot be. */
+static __always_inline bool read_frame(const struct rm_layout *layout, __u64 frame, union fields *fields)
+{
+	__u32 bytes = layout->frame_bytes;
+
+	if (bytes > RM_FRAME_READ)
+		bytes = RM_FRAME_READ;
+	return !READ_USER(fields, bytes, frame + layout->frame_base);
+}
+
 __noinline int line_event(struct rm_process *process, struct thread *thread, __u64 code, __u32 line, __u32 what)
 {
+	__u32 place, position = RM_ABSENT;
+	union fields fields = {};
 	bool clean_up = false;
 	__u64 state, frame;
-	__u32 place;
 
 	if (!process || !thread)
 		return 0;
@@ -144,13 +160,15 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		settle(process, thread);
 		thread->tally_highest = thread->tally_net; /* the library does the same when this probe returns */
 	}
+	if (what == WHAT_BEGIN && read_frame(&process->layout, frame, &fields))
+		position = position_of(&process->layout, &fields, bytecode_of(&process->layout, &fields, code));
 	place = find_active(thread, frame);
 	if (place) {
 		const struct active *before = active_at(thread, place - 1);
 
 		/* Never downwards: most lines need not be looked at. */
 		if (what == WHAT_BEGIN && line <= before->line)
-			clean_up = at_clean_up(&process->layout, frame, code);
+			clean_up = at_clean_up(&process->layout, &fields, code);
 		drop_inner(thread, place);
 		finish_line(process, thread, place - 1);
 		if (what == WHAT_END) {
@@ -161,21 +179,30 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		if (what == WHAT_END)
 			return 0;
 		if (thread->active_count >= RM_MAX_ACTIVE) {
-			struct rm_line *counts = line_of(process, code, line);
-
 			count(RM_COUNT_ACTIVE_FULL); /* its executions still count; its peak and end are not measured */
-			if (counts)
-				__sync_fetch_and_add(&counts->occurrences, 1);
+			count_line(process, code, line, position);
 			return 0;
 		}
 		place = ++thread->active_count;
 		first_entry(process, code);
 	}
+	if (!clean_up)
+		count_line(process, code, line, position);
 	begin_line(process, thread, place - 1, frame, code, line, clean_up);
 	return 0;
 }
 
-__noinline int mark_event(struct rm_process *process, __u64 code, __u32 order)
+/* Sends the bytes of a bytes object, if there is one: what is to come with a mark. */
+static __always_inline void announce_bytes(struct rm_process *process, __u64 code, __u32 fingerprint, __u32 part, __u64 object)
+{
+	struct whole whole = { .code = code, .fingerprint = fingerprint, .part = part, .process = process->id };
+
+	if (object && !find_bytes(&process->layout, &whole, object, 0))
+		count(RM_COUNT_CODE_UNREADABLE);
+}
+
+/* `instructions` and `handlers` are bytes objects of the launch extension's, or NULL. */
+__noinline int mark_event(struct rm_process *process, __u64 code, __u32 order, __u64 instructions, __u64 handlers)
 {
 	struct rm_mark_key key = { .code = code };
 	struct rm_mark fresh = { .order = order };
@@ -191,6 +218,8 @@ __noinline int mark_event(struct rm_process *process, __u64 code, __u32 order)
 		fresh.fingerprint = fingerprint_of(&process->layout, &fields);
 	/* Now, while the process lives: a function that moves no memory is on no stack. */
 	announce_code(process, code, fresh.fingerprint);
+	announce_bytes(process, code, fresh.fingerprint, RM_PART_INSTRUCTIONS, instructions);
+	announce_bytes(process, code, fresh.fingerprint, RM_PART_HANDLERS, handlers);
 	if (bpf_map_update_elem(&marks, &key, &fresh, BPF_NOEXIST) && !bpf_map_lookup_elem(&marks, &key))
 		count(RM_COUNT_LINES_FULL);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);

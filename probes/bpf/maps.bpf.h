@@ -163,7 +163,7 @@ struct {
 	__type(value, __u8);
 } codes SEC(".maps");
 
-/* key: marked code object and line. value: what line events measured. Full: counted. */
+/* key: marked code object, line and where it began. value: what line events measured. Full: counted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 17);

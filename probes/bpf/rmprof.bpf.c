@@ -45,7 +45,7 @@ static __always_inline int launch_site(struct pt_regs *ctx, __u64 role)
 		count(RM_COUNT_LINE_EVENTS);
 		return thread ? line_event(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
 	case RM_LAUNCH_MARK:
-		return mark_event(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+		return mark_event(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx));
 	case RM_LAUNCH_LIMIT:
 		return limit_site(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
 	case RM_LAUNCH_HELLO:

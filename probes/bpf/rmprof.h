@@ -280,11 +280,16 @@ struct rm_site {
 	rm_u32 status;    /* enum rm_stack_status */
 };
 
-/* Key and value of the lines map: one line of a marked code object. */
+/*
+ * Key and value of the lines map: one line of a marked code object, begun at one instruction; occurrences alone, since user space decides
+ * which of them go on with an execution. What was measured of the line, wherever it began, is under RM_ABSENT.
+ */
 struct rm_line_key {
 	rm_u64 code;
 	rm_u32 process;
 	rm_u32 line;
+	rm_u32 position; /* byte of the bytecode; one that cannot be read is RM_ABSENT too */
+	rm_u32 pad;
 };
 
 struct rm_line {
@@ -423,6 +428,8 @@ enum rm_part {
 	RM_PART_QUALNAME = 2,
 	RM_PART_TABLE = 3,
 	RM_PART_BYTECODE = 4, /* where the layout has code_code */
+	RM_PART_INSTRUCTIONS = 5, /* of a marked code object, as the compiler made them: goes before the rm_mark_event */
+	RM_PART_HANDLERS = 6,     /* so does co_exceptiontable, where there is one (3.11+) */
 };
 
 /*

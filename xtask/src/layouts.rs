@@ -213,6 +213,7 @@ fn measure(minor: &Minor, variant: &Variant, include: &Path) -> Result<Map<Strin
     layout.insert("rules".into(), sources.into());
     layout.insert("debug_offsets".into(), debug.into());
     layout.insert("clean_up".into(), opcodes::clean_up(minor.number, include)?);
+    layout.insert("flow".into(), opcodes::flow(minor.number, include)?);
     Ok(layout)
 }
 

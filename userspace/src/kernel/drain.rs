@@ -13,15 +13,15 @@ use super::backend::Records;
 use super::counters::COUNTERS;
 use super::event::{self, Event};
 use super::map::Map;
-use crate::ledger::{LineCounts, Pair, ProcessId, SiteCounts, StackId, StackStatus};
+use crate::ledger::{LineCounts, LinePlace, Pair, ProcessId, SiteCounts, StackId, StackStatus};
 
 /// The sums of the session, read at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
     /// By process and stack, in the order of their processes once they are sorted; the status stands in for a stack that was never announced.
     pub sites: Vec<(ProcessId, StackId, StackStatus, SiteCounts)>,
-    /// By process, marked code object's address, line.
-    pub lines: Vec<(ProcessId, u64, u32, LineCounts)>,
+    /// By process, marked code object's address, line: occurrences by where it began, the rest wherever.
+    pub lines: Vec<(ProcessId, u64, LinePlace, LineCounts)>,
     /// By process and marked code object's address: resident bytes at the first entry, 0 when it was never entered.
     pub entries: Vec<(ProcessId, u64, u64)>,
     /// By index of [`COUNTERS`].
@@ -183,7 +183,8 @@ impl Drain {
                     resident_bytes: line.resident_bytes,
                     peak_bytes: line.peak_bytes,
                 };
-                totals.lines.push((ProcessId(key.process), key.code, key.line, counts));
+                let position = (key.position != abi::RM_ABSENT).then_some(key.position);
+                totals.lines.push((ProcessId(key.process), key.code, LinePlace { line: key.line, position }, counts));
             }
         }
         for (key, value) in entries(&self.maps.marks, PROCESS_AT)? {

@@ -47,6 +47,10 @@ pub enum Part {
     LineTable,
     /// `co_code`.
     Bytecode,
+    /// `co_code` of a marked code object, as the compiler made it.
+    Instructions,
+    /// `co_exceptiontable` of a marked code object.
+    Handlers,
 }
 
 /// Some bytes of a [`Part`].
@@ -399,6 +403,8 @@ fn parse_part(process: ProcessId, record: &[u8]) -> Option<Event> {
         abi::RM_PART_QUALNAME => Part::QualifiedName,
         abi::RM_PART_TABLE => Part::LineTable,
         abi::RM_PART_BYTECODE => Part::Bytecode,
+        abi::RM_PART_INSTRUCTIONS => Part::Instructions,
+        abi::RM_PART_HANDLERS => Part::Handlers,
         _ => return None,
     };
     let bytes: u32 = field(record, offset_of!(abi::rm_part_event, bytes))?;

@@ -45,6 +45,7 @@ enum { TRACE_LINE = 2, TRACE_RETURN = 3 };
 extern PyObject _Py_NoneStruct, PyCode_Type, PyType_Type, *PyExc_RuntimeError, *PyExc_TypeError;
 extern PyObject *PyModuleDef_Init(void *);
 extern PyObject *PyObject_Type(PyObject *);
+extern PyObject *PyObject_GetAttrString(PyObject *, const char *);
 extern PyObject *PyBool_FromLong(long);
 extern long PyLong_AsLong(PyObject *);
 extern void PyErr_SetString(PyObject *, const char *);
@@ -93,8 +94,12 @@ extern WEAK void rmprof_tally_line(void);
 /* what: 0 a line begins; 1 the frame's current line ended and no other began in this frame (return, yield, unwind).
  * line: of what = 1, the line that ended. */
 SITE void rmprof_site_line(UNUSED void *code, UNUSED long line, UNUSED long what) { __asm__(SITE_BODY); }
-/* Once for each marked code object of the process, before it can give a line event; order counts from 0. */
-SITE void rmprof_site_mark(UNUSED void *code, UNUSED long order) { __asm__(SITE_BODY); }
+/* Once for each marked code object of the process, before it can give a line event; order counts from 0. `instructions`, `handlers`:
+ * co_code and co_exceptiontable, which is NULL up to 3.10. */
+SITE void rmprof_site_mark(UNUSED void *code, UNUSED long order, UNUSED void *instructions, UNUSED void *handlers)
+{
+	__asm__(SITE_BODY);
+}
 /* Once, when the shim has loaded: marks are available in this process. */
 SITE void rmprof_site_hello(UNUSED long hexversion, UNUSED long pid) { __asm__(SITE_BODY); }
 /* Of the limit of resident memory: enum rm_limit_call. */
@@ -358,6 +363,19 @@ static PyObject *use_layout(UNUSED PyObject *self, PyObject *args)
 	return none();
 }
 
+/* The bytecode goes along as the compiler made it: what stands in the code object changes while it runs (3.11+). */
+static void tell_mark(PyObject *code, long order)
+{
+	PyObject *instructions = PyObject_GetAttrString(code, "co_code");
+	PyObject *handlers = instructions ? PyObject_GetAttrString(code, "co_exceptiontable") : 0;
+	PyErr_Clear();
+	rmprof_site_mark(code, order, instructions, handlers);
+	if (instructions)
+		Py_DecRef(instructions);
+	if (handlers)
+		Py_DecRef(handlers);
+}
+
 /* mark(code) -> True when it was not marked before. The reference taken is never given back, so that the memory of a
  * marked code object stays what it is as long as the process lives. */
 static PyObject *mark(UNUSED PyObject *self, PyObject *code)
@@ -374,7 +392,7 @@ static PyObject *mark(UNUSED PyObject *self, PyObject *code)
 		return PyErr_NoMemory();
 	if (added) {
 		Py_IncRef(code);
-		rmprof_site_mark(code, (long)order);
+		tell_mark(code, (long)order);
 	}
 	if (layout_proved)
 		install_hook();

@@ -19,7 +19,7 @@
 //! no site is called; any failure of ours has the same outcome. `-I`, `-E` and `-S` keep the shim out: no `profile` then.
 //!
 //! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each marked code object
-//! `rmprof_site_mark(code, order)` once, before its first event, `order` from 0; `rmprof_site_line(code, line, what)` with
+//! `rmprof_site_mark(code, order, co_code, co_exceptiontable)` once, before its first event, `order` from 0; `rmprof_site_line(code, line, what)` with
 //! what = 0 when a line begins and 1 when the frame's current line ended without another beginning in this frame (return,
 //! yield, await, exception; `line` is then the line that ended). A generator closed before it began gives a lone 1. After a
 //! resumption CPython tells no line until the next one begins. A marked code object is never freed. A child of fork calls
@@ -33,6 +33,7 @@
 //!   the stand-in for more than `profile`.
 //! - `_rmprof_launch.so` in its memory map. An empty program starts 2 to 3.5 ms later and has 0.2 to 0.7 MiB more resident
 //!   memory, most of it what compiling `marks.py` leaves in the allocators for the program to reuse.
+//! - 3.12+: the bytecode of a marked function has been asked for (`co_code`), which CPython then keeps a copy of.
 //! - 3.12+, after the first mark: a `sys.monitoring` tool `rmprof-bpf`, id 3 where it is free (four audit
 //!   events `sys.monitoring.register_callback`).
 //! - 3.6 to 3.11, after the first mark: a frame evaluation function (PEP 523). It costs unmarked calls 0 to 4 ns up to 3.10

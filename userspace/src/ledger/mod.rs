@@ -7,6 +7,6 @@ pub mod types;
 pub use fold::{Folded, LineTotals, Reason, Resolved, Variances, fold};
 pub use ranges::{Credit, Mappings};
 pub use types::{
-    CodeKey, Frame, LineCounts, LinePosition, MapChange, Origin, Pair, ProcessId, SiteCounts, SiteVariances, Stack,
-    StackId, StackStatus,
+    CodeKey, Frame, LineCounts, LinePlace, LinePosition, MapChange, Origin, Pair, ProcessId, SiteCounts, SiteVariances,
+    Stack, StackId, StackStatus,
 };

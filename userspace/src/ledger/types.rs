@@ -154,6 +154,15 @@ fn difference(plus: u64, minus: u64) -> i64 {
     i64::try_from(exact).unwrap_or(if exact < 0 { i64::MIN } else { i64::MAX })
 }
 
+/// A line of a marked function, begun at one instruction (byte of the bytecode); `None`: wherever it was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinePlace {
+    /// The line.
+    pub line: u32,
+    /// The instruction.
+    pub position: Option<u32>,
+}
+
 /// What real line events measured for one line of a marked function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineCounts {

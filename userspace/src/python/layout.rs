@@ -62,6 +62,28 @@ impl CleanUpCodes {
     }
 }
 
+/// The opcodes that do not just lead to the next instruction (Python/compile.c, Lib/opcode.py): see [`super::flow`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct FlowCodes {
+    /// What a jump's argument counts: bytes, or units of two.
+    pub argument_bytes: u8,
+    /// Stands in room that the instruction before it has for itself (3.11 and later).
+    pub cache: Option<u8>,
+    /// Has higher bits of the next argument.
+    pub extended: u8,
+    /// Jump so far ahead of the next instruction, or lead there in an exception.
+    pub forward: Vec<u8>,
+    /// Jump so far back from the next.
+    pub backward: Vec<u8>,
+    /// Jump to a place.
+    pub absolute: Vec<u8>,
+    /// Do not lead to the next.
+    pub ends: Vec<u8>,
+    /// Of those that jump back, what an `await` that is not over does.
+    pub awaits: Vec<u8>,
+}
+
 /// A kind of build whose structs differ from those of others of its minor version, by what configure was told.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
@@ -230,6 +252,8 @@ pub struct Layout {
     pub interpreter_eval_frame: u32,
     /// How the clean-up of a `with` block is told, where it has line events of its own (3.9 and later).
     pub clean_up: Option<CleanUpCodes>,
+    /// Where instructions lead, where line events are not executions as they come (3.8 and later).
+    pub flow: Option<FlowCodes>,
     /// How `co_lnotab` or `co_linetable` is written.
     pub line_table_kind: LineTableKind,
     /// For what no header says: the field, and where in CPython's source it is said.

@@ -73,6 +73,18 @@ impl LineTable {
         line_of(self.kind, &self.bytes, first_line, position)
     }
 
+    /// The line of each of the first `units` units of two bytes; `None` where there is none.
+    pub fn by_unit(&self, first_line: u32, units: usize) -> Vec<Option<u32>> {
+        let mut lines = vec![None; units];
+        for range in ranges(self.kind, &self.bytes, first_line) {
+            let unit = |byte: u64| usize::try_from(byte / 2).map_or(units, |unit| unit.min(units));
+            if let Some(stretch) = lines.get_mut(unit(range.start)..unit(range.end)) {
+                stretch.fill(as_line(range.line));
+            }
+        }
+        lines
+    }
+
     /// [`lines`] of this table.
     pub fn lines(&self, first_line: u32) -> Vec<u32> {
         lines(self.kind, &self.bytes, first_line, self.bytecode_bytes)

@@ -4,6 +4,7 @@
 
 pub mod code;
 pub mod discover;
+pub mod flow;
 pub mod layout;
 pub mod line_table;
 pub mod runtime;

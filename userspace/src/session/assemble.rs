@@ -16,6 +16,7 @@ use crate::ledger::{
     Variances, fold,
 };
 use crate::plan::ReportPlan;
+use crate::python::flow::Flow;
 use crate::python::layout::Variant;
 use crate::report::{
     self, Errors, Function, Health, Line, NativeBytes, Other, ProcessReport, Report, Sampling, Tool, is_own_file,
@@ -401,16 +402,34 @@ fn measured_lines(
     if info.mark.is_none() {
         return lines.into_values().collect();
     }
-    for (process, code, number, counts) in &totals.lines {
-        if *process == image.birth.id && info.marked_addresses.contains(code) {
-            let line = lines.entry(*number).or_insert_with(|| Line { line: *number, ..Line::default() });
-            add_line_events(line, counts);
-            if unit.is_some() {
-                line.peak_bytes = None; // of the samples alone, without a measure of its error
-            }
+    let own = totals
+        .lines
+        .iter()
+        .filter(|(process, code, ..)| *process == image.birth.id && info.marked_addresses.contains(code));
+    let mut begun: BTreeMap<u32, BTreeMap<u32, u64>> = BTreeMap::new();
+    for (_, _, place, counts) in own {
+        let line = lines.entry(place.line).or_insert_with(|| Line { line: place.line, ..Line::default() });
+        match place.position {
+            Some(position) => *begun.entry(place.line).or_default().entry(position).or_default() += counts.occurrences,
+            None => add_line_events(line, counts),
+        }
+        if unit.is_some() {
+            line.peak_bytes = None; // of the samples alone, without a measure of its error
+        }
+    }
+    for (line, begun) in begun {
+        if let Some(measured) = lines.get_mut(&line) {
+            *measured.occurrences.get_or_insert(0) += executions(info.flow.as_ref(), line, &begun);
         }
     }
     lines.into_values().collect()
+}
+
+/// Executions of a line, by how often it was begun at which instruction.
+fn executions(flow: Option<&Flow>, line: u32, begun: &BTreeMap<u32, u64>) -> u64 {
+    let places: Vec<u32> = begun.keys().copied().collect();
+    let goes_on = |at: u32| flow.is_some_and(|flow| flow.goes_on(line, at, &places));
+    begun.iter().filter(|(at, _)| !goes_on(**at)).map(|(_, times)| times).sum()
 }
 
 fn line_of(number: u32, sums: &LineTotals, mode: Mode, unit: Option<Unit>) -> Line {

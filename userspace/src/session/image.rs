@@ -23,6 +23,7 @@ use crate::native::{CodeMapping, Files, Natives, Snapshot};
 use crate::python::code::Memory;
 use crate::python::code::{self, CodeObject, RawStr};
 use crate::python::discover::Interpreter;
+use crate::python::flow::Flow;
 use crate::python::layout::Layout;
 use crate::python::{verify, with_cleanup};
 use crate::report::is_own_file;
@@ -159,6 +160,8 @@ pub struct FunctionInfo {
     pub mark: Option<u32>,
     /// Addresses of its marked code objects.
     pub marked_addresses: Vec<u64>,
+    /// Of a marked one, which line events go on with an execution; `None` where that is not known.
+    pub flow: Option<Flow>,
 }
 
 /// So many thread states have to be unknown to the interpreter before it is said: one thread may have ended meanwhile.
@@ -342,7 +345,7 @@ impl Image {
         }
         let own_lines = code.own_lines();
         self.by_content.insert(Arc::clone(&code), index);
-        self.functions.push(FunctionInfo { code, own_lines, mark: None, marked_addresses: Vec::new() });
+        self.functions.push(FunctionInfo { code, own_lines, mark: None, marked_addresses: Vec::new(), flow: None });
         index
     }
 
@@ -358,7 +361,12 @@ impl Image {
             self.codes.insert(key, Some(index));
         }
         let Some(Some(index)) = self.codes.get(&key).copied() else { return };
+        let instructions = self.pieces.take_instructions(key);
         if let Some(function) = self.functions.get_mut(index as usize) {
+            if let (Some((bytecode, handlers)), Some(codes)) = (instructions, &self.birth.layout.flow) {
+                let code = &function.code;
+                function.flow = Flow::new(codes, &bytecode, &handlers, &code.lines, code.first_line);
+            }
             function.mark.get_or_insert(order);
             if !function.marked_addresses.contains(&key.address) {
                 function.marked_addresses.push(key.address);

@@ -53,6 +53,18 @@ impl Pieces {
         }
         take(Part::Bytecode).map(|whole| whole.bytes)
     }
+
+    /// The instructions and handlers that came with a mark, if they are whole.
+    pub fn take_instructions(&mut self, key: CodeKey) -> Option<(Vec<u8>, Vec<u8>)> {
+        let mut parts = self.waiting.remove(&key)?;
+        let is_whole = |whole: &Whole| whole.bytes.len() == whole.total;
+        let instructions = parts.remove(&Part::Instructions).filter(is_whole)?;
+        let handlers = parts.remove(&Part::Handlers);
+        if handlers.as_ref().is_some_and(|handlers| !is_whole(handlers)) {
+            return None;
+        }
+        Some((instructions.bytes, handlers.map(|handlers| handlers.bytes).unwrap_or_default()))
+    }
 }
 
 #[cfg(test)]

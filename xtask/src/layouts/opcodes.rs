@@ -1,4 +1,5 @@
-//! The opcodes by which the clean-up of a `with` block is told, out of the headers.
+//! The opcodes by which the clean-up of a `with` block is told, and those that lead elsewhere than to the next instruction, out of the
+//! headers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -107,6 +108,158 @@ pub fn clean_up(minor: u32, include: &Path) -> Result<Value> {
         "raised": number(known.raised)?,
         "before": before,
         "line": known.line.map(number).transpose()?,
+    }))
+}
+
+/// The opcodes that jump, in some minors (Lib/opcode.py, hasjrel and hasjabs; Python/compile.c for those that do not go on).
+struct Flow {
+    minors: std::ops::RangeInclusive<u32>,
+    argument_bytes: u8,
+    forward: &'static [&'static str],
+    backward: &'static [&'static str],
+    absolute: &'static [&'static str],
+    ends: &'static [&'static str],
+    awaits: &'static [&'static str],
+}
+
+const ABSOLUTE: &[&str] =
+    &["JUMP_ABSOLUTE", "POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "JUMP_IF_FALSE_OR_POP", "JUMP_IF_TRUE_OR_POP"];
+const ABSOLUTE_SINCE_3_9: &[&str] = &[
+    "JUMP_ABSOLUTE",
+    "POP_JUMP_IF_FALSE",
+    "POP_JUMP_IF_TRUE",
+    "JUMP_IF_FALSE_OR_POP",
+    "JUMP_IF_TRUE_OR_POP",
+    "JUMP_IF_NOT_EXC_MATCH",
+];
+const SET_UP: &[&str] = &["JUMP_FORWARD", "FOR_ITER", "SETUP_FINALLY", "SETUP_WITH", "SETUP_ASYNC_WITH"];
+const ENDS: &[&str] = &["JUMP_FORWARD", "JUMP_ABSOLUTE", "RETURN_VALUE", "RAISE_VARARGS", "RERAISE"];
+const FORWARD: &[&str] = &[
+    "JUMP_FORWARD",
+    "FOR_ITER",
+    "SEND",
+    "POP_JUMP_IF_FALSE",
+    "POP_JUMP_IF_TRUE",
+    "POP_JUMP_IF_NONE",
+    "POP_JUMP_IF_NOT_NONE",
+];
+const BACKWARD: &[&str] = &["JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"];
+const AWAITS: &[&str] = &["JUMP_BACKWARD_NO_INTERRUPT"];
+
+const FLOWS: &[Flow] = &[
+    Flow {
+        minors: 8..=8,
+        argument_bytes: 1,
+        forward: &["JUMP_FORWARD", "FOR_ITER", "SETUP_FINALLY", "SETUP_WITH", "SETUP_ASYNC_WITH", "CALL_FINALLY"],
+        backward: &[],
+        absolute: ABSOLUTE,
+        ends: &["JUMP_FORWARD", "JUMP_ABSOLUTE", "RETURN_VALUE", "RAISE_VARARGS"],
+        awaits: &[],
+    },
+    Flow {
+        minors: 9..=9,
+        argument_bytes: 1,
+        forward: SET_UP,
+        backward: &[],
+        absolute: ABSOLUTE_SINCE_3_9,
+        ends: ENDS,
+        awaits: &[],
+    },
+    Flow {
+        minors: 10..=10,
+        argument_bytes: 2,
+        forward: SET_UP,
+        backward: &[],
+        absolute: ABSOLUTE_SINCE_3_9,
+        ends: ENDS,
+        awaits: &[],
+    },
+    Flow {
+        minors: 11..=11,
+        argument_bytes: 2,
+        forward: &[
+            "JUMP_FORWARD",
+            "FOR_ITER",
+            "SEND",
+            "POP_JUMP_FORWARD_IF_FALSE",
+            "POP_JUMP_FORWARD_IF_TRUE",
+            "POP_JUMP_FORWARD_IF_NONE",
+            "POP_JUMP_FORWARD_IF_NOT_NONE",
+            "JUMP_IF_FALSE_OR_POP",
+            "JUMP_IF_TRUE_OR_POP",
+        ],
+        backward: &[
+            "JUMP_BACKWARD",
+            "JUMP_BACKWARD_NO_INTERRUPT",
+            "POP_JUMP_BACKWARD_IF_FALSE",
+            "POP_JUMP_BACKWARD_IF_TRUE",
+            "POP_JUMP_BACKWARD_IF_NONE",
+            "POP_JUMP_BACKWARD_IF_NOT_NONE",
+        ],
+        absolute: &[],
+        ends: &[
+            "JUMP_FORWARD",
+            "JUMP_BACKWARD",
+            "JUMP_BACKWARD_NO_INTERRUPT",
+            "RETURN_VALUE",
+            "RAISE_VARARGS",
+            "RERAISE",
+        ],
+        awaits: AWAITS,
+    },
+    Flow {
+        minors: 12..=13,
+        argument_bytes: 2,
+        forward: FORWARD,
+        backward: BACKWARD,
+        absolute: &[],
+        ends: &[
+            "JUMP_FORWARD",
+            "JUMP_BACKWARD",
+            "JUMP_BACKWARD_NO_INTERRUPT",
+            "RETURN_VALUE",
+            "RETURN_CONST",
+            "RAISE_VARARGS",
+            "RERAISE",
+        ],
+        awaits: AWAITS,
+    },
+    Flow {
+        minors: 14..=15,
+        argument_bytes: 2,
+        forward: FORWARD,
+        backward: BACKWARD,
+        absolute: &[],
+        ends: &[
+            "JUMP_FORWARD",
+            "JUMP_BACKWARD",
+            "JUMP_BACKWARD_NO_INTERRUPT",
+            "RETURN_VALUE",
+            "RAISE_VARARGS",
+            "RERAISE",
+        ],
+        awaits: AWAITS,
+    },
+];
+
+/// `flow` of a minor's layout; null where a line event is an execution as it is (3.6, 3.7).
+///
+/// # Errors
+/// Headers that lack one of the opcodes.
+pub fn flow(minor: u32, include: &Path) -> Result<Value> {
+    let Some(known) = FLOWS.iter().find(|known| known.minors.contains(&minor)) else { return Ok(Value::Null) };
+    let opcodes = read(include)?;
+    let number = |name: &str| opcodes.get(name).copied().with_context(|| format!("the headers have no opcode {name}"));
+    let numbers = |names: &[&str]| names.iter().map(|name| number(name)).collect::<Result<Vec<_>>>();
+    Ok(json!({
+        "argument_bytes": known.argument_bytes,
+        "cache": opcodes.get("CACHE"),
+        "extended": number("EXTENDED_ARG")?,
+        "forward": numbers(known.forward)?,
+        "backward": numbers(known.backward)?,
+        "absolute": numbers(known.absolute)?,
+        "ends": numbers(known.ends)?,
+        "awaits": numbers(known.awaits)?,
     }))
 }
 
