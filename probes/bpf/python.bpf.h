@@ -228,6 +228,16 @@ static __always_inline bool is_collecting(const struct rm_process *process, __u6
 	return at && !READ_USER(&collecting, sizeof(collecting), at) && collecting;
 }
 
+/* Is this thread state the only one of its interpreter? */
+static __always_inline bool is_alone(const struct rm_layout *layout, __u64 thread_state)
+{
+	__u64 interpreter = 0, first = 0, next = 1;
+
+	return !READ_USER(&interpreter, sizeof(interpreter), thread_state + layout->thread_interpreter) && interpreter &&
+	       !READ_USER(&first, sizeof(first), interpreter + layout->interpreter_threads_head) && first == thread_state &&
+	       !READ_USER(&next, sizeof(next), thread_state + layout->thread_next) && !next;
+}
+
 /* Does this thread state hold the GIL, as that of the collector does? */
 static __always_inline bool holds_gil(const struct rm_process *process, __u64 thread_state)
 {
@@ -251,7 +261,8 @@ struct collection {
 
 /*
  * Is this event the garbage collector's own? No word of the interpreter's tells which thread collects, and in which frame it was begun.
- * The thread in which the collection is met first is taken to be its: others run only while a finalizer has let go of the GIL. The
+ * The thread in which the collection is met first is taken to be its, if it has the GIL: others run only while a finalizer, or what is
+ * released (a mapping), has let go of that. Without a GIL others run beside a collection: there it is known where there is no other. The
  * collector releases and asks for nothing, and its frame stands still meanwhile: what it calls, finalizers and callbacks, runs in deeper
  * frames, and is theirs. Where one of those releases first, the collector is known when the stack is less deep again. A stack that moves
  * on is not the one. `stack` is a hash of `depth` frames.
@@ -265,7 +276,8 @@ static __always_inline bool is_collectors(struct rm_process *process, struct col
 			process->collector = 0;
 		return false;
 	}
-	if ((process->collector && process->collector != thread_state) || !holds_gil(process, thread_state))
+	if (process->collector ? process->collector != thread_state :
+				 !holds_gil(process, thread_state) && !is_alone(&process->layout, thread_state))
 		return false;
 	process->collector = thread_state;
 	if (!releases)

@@ -109,7 +109,9 @@ struct rm_layout {
 	rm_u32 reserve_flags;      /* flags of the mmap of mimalloc, which takes its place in free-threaded builds, or RM_ABSENT */
 	rm_u32 thread_interpreter; /* PyThreadState.interp */
 	rm_u32 interpreter_collecting; /* PyInterpreterState.gc.collecting, i32 (3.9+), or RM_ABSENT */
-	rm_u32 thread_attached;    /* PyThreadState -> the u32 that tells whether it holds the GIL (3.12+), or RM_ABSENT */
+	rm_u32 interpreter_threads_head; /* PyInterpreterState's first thread state */
+	rm_u32 thread_next;        /* PyThreadState.next */
+	rm_u32 thread_attached;    /* PyThreadState -> the u32 that tells whether it holds the GIL (3.12+), or RM_ABSENT, where there is none too */
 	rm_u32 attached_mask;      /* of that word */
 	rm_u32 attached_value;     /* what is there under the mask while it does */
 	struct rm_clean_up clean_up;
@@ -174,8 +176,8 @@ struct rm_process {
 	rm_u32 order_minor;        /* events drawn since order_major */
 	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data, as specific_kind says */
 	rm_u64 finalizing_address; /* where _PyRuntime has the thread state that ends the interpreter; 0: not known */
-	rm_u64 collecting_address; /* of the i32 that tells whether garbage is collected (3.7, 3.8); 0: as layout.interpreter_collecting says */
-	rm_u64 holder_address;     /* of the thread state that holds the GIL (3.7 to 3.11); 0: as layout.thread_attached says */
+	rm_u64 collecting_address; /* of the i32 that tells whether garbage is collected (to 3.8); 0: as layout.interpreter_collecting says */
+	rm_u64 holder_address;     /* of the thread state that holds the GIL (to 3.11); 0: as layout.thread_attached says */
 	rm_u64 collector;          /* the thread state that collects garbage, as far as it can be told; 0: none is known to */
 	rm_u64 code_type;          /* address of PyCode_Type, the type of every code object; 0: not known */
 	rm_u64 tally;              /* address of its struct rm_tally in the process; 0: its blocks are counted by probes */

@@ -129,7 +129,9 @@ static __attribute__((noinline)) __u32 walk_with_care(struct rm_tally *t, __u64 
 	/* What is_collecting follows is looked at as well. */
 	if (status == RM_STACK_COMPLETE && t->process.layout.interpreter_collecting != RM_ABSENT &&
 	    (!peek(&interpreter, state + t->process.layout.thread_interpreter, true) ||
-	     !peek(&word, (interpreter + t->process.layout.interpreter_collecting) & ~7ull, true)))
+	     !peek(&word, (interpreter + t->process.layout.interpreter_collecting) & ~7ull, true) ||
+	     !peek(&word, interpreter + t->process.layout.interpreter_threads_head, true) ||
+	     !peek(&word, state + t->process.layout.thread_next, true)))
 		status = RM_STACK_UNREADABLE;
 
 	if (status == RM_STACK_UNREADABLE)

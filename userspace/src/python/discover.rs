@@ -43,6 +43,10 @@ pub struct Interpreter {
     pub code_type: Option<u64>,
     /// Where the process keeps the thread state that ends its interpreter, which is NULL until then; where the file says.
     pub finalizing_address: Option<u64>,
+    /// Where the process tells that garbage is collected, where that is not in the state of an interpreter.
+    pub collecting_address: Option<u64>,
+    /// Where it has the thread state that holds the GIL, where a thread state does not tell that itself.
+    pub holder_address: Option<u64>,
     /// Where its threads keep their thread states.
     pub thread_slot: ThreadSlot,
     /// Where things stand in its memory.
@@ -190,6 +194,8 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
         code_type: module.file.symbol("PyCode_Type").map(|(address, _)| address.wrapping_add(module.load_bias)),
         runtime_address,
         finalizing_address: runtime::finalizing(module, runtime_address, layout),
+        collecting_address: runtime::collecting(module, runtime_address, layout),
+        holder_address: runtime::holder(module, runtime_address, layout),
         thread_slot,
         layout,
         module_path: module.path.to_path_buf(),

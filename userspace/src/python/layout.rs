@@ -216,8 +216,7 @@ pub struct Layout {
     pub reserve_flags: u32,
     /// `PyThreadState.interp`.
     pub thread_interpreter: u32,
-    /// `PyInterpreterState.gc.collecting`, i32: garbage is collected (3.9 and later; not in free-threaded builds, where it does not tell by
-    /// which thread).
+    /// `PyInterpreterState.gc.collecting`, i32: garbage is collected (3.9 and later).
     pub interpreter_collecting: u32,
     /// `PyThreadState` to the u32 that tells whether it holds the GIL (3.12 and later).
     pub thread_attached: u32,

@@ -21,12 +21,8 @@ pub fn describe(process: &mut abi::rm_process, interpreter: &Interpreter, layout
     (process.specific_kind, process.specific_offset) =
         if is_musl { (abi::RM_SPECIFIC_MUSL, MUSL_SPECIFIC) } else { (abi::RM_SPECIFIC_GLIBC, GLIBC_SPECIFIC) };
     process.finalizing_address = interpreter.finalizing_address.unwrap_or(0);
-    let in_runtime = |offset: u32| match offset {
-        abi::RM_ABSENT => 0,
-        offset => interpreter.runtime_address.wrapping_add(offset.into()),
-    };
-    process.collecting_address = in_runtime(layout.runtime_collecting);
-    process.holder_address = in_runtime(layout.runtime_holder);
+    process.collecting_address = interpreter.collecting_address.unwrap_or(0);
+    process.holder_address = interpreter.holder_address.unwrap_or(0);
     process.code_type = interpreter.code_type.unwrap_or(0);
 }
 
@@ -95,6 +91,8 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         reserve_flags: layout.reserve_flags,
         thread_interpreter: layout.thread_interpreter,
         interpreter_collecting: layout.interpreter_collecting,
+        interpreter_threads_head: layout.interpreter_threads_head,
+        thread_next: layout.thread_next,
         thread_attached: layout.thread_attached,
         attached_mask: layout.attached_mask,
         attached_value: layout.attached_value,

@@ -163,9 +163,15 @@ pub const RULES: &[Rule] = &[
 pub const FREE_THREADED: &[Rule] = &[
     Rule {
         minors: 13..=15,
-        field: "interpreter_collecting",
+        field: "thread_attached",
         value: Some(Number(u32::MAX)),
-        source: "Python/gc_free_threading.c: other threads run beside a collection's finalizers, and nothing tells which of them collects",
+        source: "Include/internal/pycore_pystate.h, _Py_THREAD_ATTACHED: several thread states are at one time",
+    },
+    Rule {
+        minors: 13..=15,
+        field: "interpreter_collecting",
+        value: None,
+        source: "Python/gc_free_threading.c, gc_collect_main: set before and cleared after all that a collection does; other threads run beside its finalizers and releases, and nothing tells which of them collects",
     },
     Rule {
         minors: 13..=15,
