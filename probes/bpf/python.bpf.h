@@ -15,6 +15,7 @@
 enum {
 	KEY_LIMIT = 1024,    /* PTHREAD_KEYS_MAX of glibc */
 	KEYS_OF_BLOCK = 32,  /* PTHREAD_KEY_2NDLEVEL_SIZE of glibc, nptl/descr.h */
+	STATIC_BLOCK_LIMIT = 1 << 24, /* what the static variables of a thread take; more is not believed */
 	MODULE_LIMIT = 1 << 16, /* modules with variables of threads; more are not believed */
 };
 
@@ -58,7 +59,7 @@ static __always_inline __u32 find_key(const struct rm_process *process)
 	/* A read fails before the loader has relocated the interpreter. */
 	if (!process->key_address)
 		return 0;
-	if (process->slot_kind == RM_SLOT_VARIABLE)
+	if (process->slot_kind == RM_SLOT_VARIABLE || process->slot_kind == RM_SLOT_DISTANCE)
 		return !READ_USER(&head, sizeof(head), process->key_address) && head;
 	if (process->slot_kind == RM_SLOT_KEY) {
 		if (READ_USER(&tss.key, sizeof(tss.key), process->key_address) || tss.key >= KEY_LIMIT)
@@ -95,6 +96,25 @@ static __always_inline __u32 find_in_module(__u64 module_index, __s64 offset, __
 }
 
 /*
+ * The same for a variable whose distance from the thread pointer the loader has put into a word: an entry of the global offset table, or
+ * the argument of a TLS descriptor, which is the address of a tls_index where the variable is in no thread's static block (glibc,
+ * sysdeps/x86_64/dl-tlsdesc.S, tlsdesc_dynamic_arg). Static blocks stand below the thread pointer. Returns a stack status.
+ */
+static __always_inline __u32 find_by_distance(__u64 word, __s64 offset, __u64 fsbase, __u64 *slot)
+{
+	__s64 distance = 0;
+
+	if (READ_USER(&distance, sizeof(distance), word))
+		return RM_STACK_UNREADABLE;
+	if (distance > 0)
+		return find_in_module(distance, offset, fsbase, slot);
+	if (!distance || distance < -STATIC_BLOCK_LIMIT)
+		return RM_STACK_UNREADABLE;
+	*slot = fsbase + distance + offset;
+	return RM_STACK_COMPLETE;
+}
+
+/*
  * Where the thread with thread pointer `fsbase` keeps its PyThreadState (Python/pystate.c, gilstate): under a pthread key, or in a
  * variable of its own, where it stays while the GIL is released. The place is the thread's for life: callers keep it. Returns a
  * stack status.
@@ -115,6 +135,8 @@ static __always_inline __u32 find_slot(struct rm_process *process, __u64 fsbase,
 		*slot = fsbase + process->slot_offset;
 		return RM_STACK_COMPLETE;
 	}
+	if (process->slot_kind == RM_SLOT_DISTANCE)
+		return find_by_distance(process->slot_module, process->slot_offset, fsbase, slot);
 	key = process->key - 1;
 	if (process->specific_kind == RM_SPECIFIC_MUSL) {
 		if (READ_USER(&block, sizeof(block), fsbase + process->specific_offset))

@@ -122,6 +122,7 @@ enum rm_slot_kind {
 	RM_SLOT_TSS_KEY = 0, /* 3.7 to 3.14: a Py_tss_t: an i32 that tells whether the key is made, and the pthread key */
 	RM_SLOT_KEY = 1,     /* 3.6: the pthread key, an i32 that is negative before it is made */
 	RM_SLOT_VARIABLE = 2, /* 3.15: a variable of the thread, in its static block or in that of its module */
+	RM_SLOT_DISTANCE = 3, /* the same, where the loader puts the way to it into a word of the interpreter's file */
 };
 
 /* How a C library keeps a thread's data under pthread keys. */
@@ -150,9 +151,10 @@ struct rm_range {
 struct rm_process {
 	rm_u32 id;                 /* what every record and site calls it; never reused */
 	rm_u32 flags;              /* enum rm_process_flags */
-	rm_u64 key_address;        /* of the pthread key; RM_SLOT_VARIABLE: of the interpreter's list, empty before there are thread states */
-	rm_u64 slot_module;        /* RM_SLOT_VARIABLE: address of the tls_index of its module; 0: it is at an offset from the thread pointer */
-	rm_s64 slot_offset;        /* RM_SLOT_VARIABLE: from the thread pointer, or within the module's block */
+	rm_u64 key_address;        /* of the pthread key; RM_SLOT_VARIABLE, RM_SLOT_DISTANCE: of the interpreter's list, empty before there are thread states */
+	rm_u64 slot_module;        /* RM_SLOT_VARIABLE: address of the tls_index of its module; 0: it is at an offset from the thread pointer;
+				      RM_SLOT_DISTANCE: of a word that holds a distance from the thread pointer, or the address of a tls_index */
+	rm_s64 slot_offset;        /* RM_SLOT_VARIABLE: from the thread pointer, or within the module's block; RM_SLOT_DISTANCE: what to add */
 	rm_u32 slot_kind;          /* enum rm_slot_kind */
 	rm_u32 slot_pad;
 	rm_u64 text_start;         /* where the module with the interpreter is executable */

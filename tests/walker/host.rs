@@ -174,6 +174,9 @@ pub fn process_of(interpreter: &Interpreter) -> abi::rm_process {
         ThreadSlot::Key { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_KEY, address),
         ThreadSlot::Static { offset } => process.slot_offset = offset,
         ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
+        ThreadSlot::Distance { word, offset } => {
+            (process.slot_kind, process.slot_module, process.slot_offset) = (abi::RM_SLOT_DISTANCE, word, offset);
+        }
     }
     process
 }

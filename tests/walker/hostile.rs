@@ -408,6 +408,21 @@ fn with_variable(module: u64) -> (Pieces, abi::rm_process) {
     (memory, watched)
 }
 
+/// And one where the loader has put the way to it into a word: a distance, or the address of a `tls_index`.
+fn by_distance(in_block: bool) -> (Pieces, abi::rm_process) {
+    let (mut memory, mut watched) = with_variable(if in_block { 3 } else { 0 });
+    watched.slot_kind = abi::RM_SLOT_DISTANCE;
+    watched.slot_module = WORD;
+    if in_block {
+        memory.put_u64(WORD, INDEX);
+    } else {
+        watched.slot_offset = 8;
+        memory.put_u64(WORD, (-48_i64).cast_unsigned());
+    }
+    (memory, watched)
+}
+
+const WORD: u64 = 0x70_0000;
 const INDEX: u64 = 0x80_0000;
 const VECTOR: u64 = 0x90_0000;
 
@@ -441,6 +456,23 @@ fn the_thread_state_is_in_a_variable() {
     }
 }
 
+#[test]
+fn the_loader_tells_how_far_the_thread_state_is() {
+    let find = |memory: &Pieces, mut watched| walker().find_thread_state(memory, &mut watched, THREAD_POINTER);
+    for in_block in [false, true] {
+        let (mut memory, watched) = by_distance(in_block);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_COMPLETE, THREAD));
+        for nonsense in [0, i64::MIN, -(1 << 24) - 1] {
+            memory.put_u64(WORD, nonsense.cast_unsigned());
+            assert_eq!(find(&memory, watched), (abi::RM_STACK_UNREADABLE, 0));
+        }
+        memory.0.remove(&WORD);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_UNREADABLE, 0));
+        memory.put_u64(KEY, 0);
+        assert_eq!(find(&memory, watched), (abi::RM_STACK_START_UP, 0));
+    }
+}
+
 /// Every address can be read, and holds the same few bytes over and over.
 struct Repeated(Vec<u8>);
 
@@ -463,7 +495,7 @@ proptest! {
             let mut process = process(layout, key);
             let walk = walker().walk(&memory, &process, state);
             prop_assert!(walk.status <= abi::RM_STACK_FOREIGN && walk.frames.len() <= MOST_FRAMES);
-            for (kind, module) in [(abi::RM_SLOT_TSS_KEY, 0), (abi::RM_SLOT_KEY, 0), (abi::RM_SLOT_VARIABLE, 0), (abi::RM_SLOT_VARIABLE, key)] {
+            for (kind, module) in [(abi::RM_SLOT_TSS_KEY, 0), (abi::RM_SLOT_KEY, 0), (abi::RM_SLOT_VARIABLE, 0), (abi::RM_SLOT_VARIABLE, key), (abi::RM_SLOT_DISTANCE, key)] {
                 (process.key, process.slot_kind, process.slot_module) = (0, kind, module);
                 prop_assert!(walker().find_thread_state(&memory, &mut process, pointer).0 <= abi::RM_STACK_FOREIGN);
             }

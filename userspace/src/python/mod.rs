@@ -9,6 +9,7 @@ pub mod layout;
 pub mod line_table;
 pub mod runtime;
 pub mod thread_slot;
+mod thread_variable;
 pub mod verify;
 mod version;
 pub mod with_cleanup;

@@ -1,11 +1,12 @@
 //! Where the threads of an interpreter keep their thread states, whoever holds the GIL (Python/pystate.c, gilstate): as the layout
 //! says, or read off the code of the function that returns it.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Register};
 use serde::Deserialize;
 
 use super::discover::Module;
 use super::layout::Layout;
+use super::thread_variable::returned_variable;
 
 /// Which way a minor version keeps it.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -44,6 +45,27 @@ pub enum ThreadSlot {
         /// From where that leads to.
         offset: i64,
     },
+    /// At `offset` from where a word that the loader fills in leads to: an entry of the global offset table or the argument of a TLS
+    /// descriptor, which hold a distance from the thread pointer, the latter else the address of a `tls_index`.
+    Distance {
+        /// Address of the word in the process.
+        word: u64,
+        /// From there.
+        offset: i64,
+    },
+}
+
+impl ThreadSlot {
+    /// An address of the file in it becomes that of the process.
+    fn loaded_at(self, load_bias: u64) -> Self {
+        match self {
+            Self::TssKey { address } => Self::TssKey { address: address.wrapping_add(load_bias) },
+            Self::Key { address } => Self::Key { address: address.wrapping_add(load_bias) },
+            Self::Static { offset } => Self::Static { offset },
+            Self::InModule { index, offset } => Self::InModule { index: index.wrapping_add(load_bias), offset },
+            Self::Distance { word, offset } => Self::Distance { word: word.wrapping_add(load_bias), offset },
+        }
+    }
 }
 
 /// Exported by every CPython 3; its value is what is looked for.
@@ -51,9 +73,6 @@ const GETTER: &str = "PyGILState_GetThisThreadState";
 
 /// How much of the function is looked at: where it returns a variable it is half as long at most.
 const LONGEST_LOOK: usize = 64;
-
-/// The most that variables of all modules take of a thread's static block.
-const LARGEST_BLOCK: i64 = 1 << 24;
 
 /// Finds the place in an interpreter's file. `None`: its code is of another shape.
 pub fn find(module: &Module<'_>, runtime_address: u64, layout: &Layout) -> Option<ThreadSlot> {
@@ -64,16 +83,11 @@ pub fn find(module: &Module<'_>, runtime_address: u64, layout: &Layout) -> Optio
         SlotKind::Key => {
             let (code, address) = getter(module)?;
             let key = key_read(&code, address)?;
-            Some(ThreadSlot::Key { address: key.wrapping_add(module.load_bias) })
+            Some(ThreadSlot::Key { address: key }.loaded_at(module.load_bias))
         }
         SlotKind::Variable => {
             let (code, address) = getter(module)?;
-            match returned_variable(&code, address)? {
-                ThreadSlot::InModule { index, offset } => {
-                    Some(ThreadSlot::InModule { index: index.wrapping_add(module.load_bias), offset })
-                }
-                other => Some(other),
-            }
+            Some(returned_variable(&code, address)?.loaded_at(module.load_bias))
         }
     }
 }
@@ -103,75 +117,11 @@ fn key_read(code: &[u8], address: u64) -> Option<u64> {
     None
 }
 
-/// The variable of the thread that a function without branches returns: `mov %fs:offset,%rax` in a program, `lea tls_index(%rip),%rdi;
-/// call __tls_get_addr; mov offset(%rax),%rax` in a library (local exec, local and general dynamic of the psABI supplement "ELF Handling
-/// for Thread-Local Storage"). `code` begins at `address`.
-fn returned_variable(code: &[u8], address: u64) -> Option<ThreadSlot> {
-    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
-    let (mut index, mut called) = (None, None);
-    while decoder.can_decode() {
-        let instruction = decoder.decode();
-        match instruction.flow_control() {
-            FlowControl::Next if is_load_to_rax(&instruction) => {
-                let offset = instruction.memory_displacement64().cast_signed();
-                return match (instruction.segment_prefix(), instruction.memory_base(), called) {
-                    (Register::FS, Register::None, _) => {
-                        (-LARGEST_BLOCK..0).contains(&offset).then_some(ThreadSlot::Static { offset })
-                    }
-                    (Register::None, Register::RAX, Some(index)) => {
-                        (0..LARGEST_BLOCK).contains(&offset).then_some(ThreadSlot::InModule { index, offset })
-                    }
-                    _ => None,
-                };
-            }
-            FlowControl::Next if instruction.is_invalid() => return None,
-            FlowControl::Next
-                if instruction.code() == Code::Lea_r64_m && instruction.op0_register() == Register::RDI =>
-            {
-                index = instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address());
-            }
-            FlowControl::Next => {}
-            FlowControl::Call | FlowControl::IndirectCall => called = index.take(),
-            _ => return None,
-        }
-    }
-    None
-}
-
-/// `mov …,%rax` from memory, without an index.
-fn is_load_to_rax(instruction: &Instruction) -> bool {
-    instruction.code() == Code::Mov_r64_rm64
-        && instruction.op0_register() == Register::RAX
-        && instruction.op1_kind() == OpKind::Memory
-        && instruction.memory_index() == Register::None
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// `PyGILState_GetThisThreadState` of Debian's python3.15 3.15.2: `endbr64; mov %fs:-40,%rax; ret`.
-    const PROGRAM: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa, 0x64, 0x48, 0x8b, 0x04, 0x25, 0xd8, 0xff, 0xff, 0xff, 0xc3];
-
-    /// And of its libpython3.15.so: `endbr64; push; mov; lea tls_index(%rip),%rdi; call __tls_get_addr; pop; mov 0x28(%rax),%rax; ret`.
-    #[rustfmt::skip]
-    const LIBRARY: &[u8] = &[
-        0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5, 0x48, 0x8d, 0x3d, 0x61, 0xa6, 0x4a, 0x00, 0xe8, 0x5c, 0x9d, 0xcf, 0xff,
-        0x5d, 0x48, 0x8b, 0x80, 0x28, 0x00, 0x00, 0x00, 0xc3,
-    ];
-
-    #[test]
-    fn a_program_has_it_at_an_offset_from_the_thread_pointer() {
-        assert_eq!(returned_variable(PROGRAM, 0x42_fa7d), Some(ThreadSlot::Static { offset: -40 }));
-    }
-
-    #[test]
-    fn a_library_has_it_in_its_block() {
-        let found = returned_variable(LIBRARY, 0x3c_f120);
-        assert_eq!(found, Some(ThreadSlot::InModule { index: 0x87_9790, offset: 0x28 }));
-    }
 
     /// As pyenv's 3.6.15 has it: `cmpq $0,autoInterpreterState(%rip); je; mov autoTLSkey(%rip),%edi; jmp PyThread_get_key_value`.
     #[rustfmt::skip]
@@ -190,27 +140,9 @@ mod tests {
         assert_eq!(key_read(&[&[0xeb, 0x00], KEY].concat(), 0), None);
     }
 
-    #[test]
-    fn other_shapes_are_not_guessed() {
-        // A branch before: which way it goes is not known. As 3.14 has it, which keeps a key.
-        let key = [0xf3, 0x0f, 0x1e, 0xfa, 0x83, 0x3d, 0x3b, 0x49, 0x77, 0, 0, 0x74, 0x0a, 0xbf, 0xe0, 0x10, 0xba, 0];
-        assert_eq!(returned_variable(&key, 0x42_c79a), None);
-        // No call before the load; the thread pointer itself; an offset above it.
-        assert_eq!(returned_variable(&LIBRARY[21..], 0x3c_f135), None);
-        for offset in [0i32, 8] {
-            let mut code = PROGRAM.to_vec();
-            code[9..13].copy_from_slice(&offset.to_le_bytes());
-            assert_eq!(returned_variable(&code, 0x42_fa7d), None);
-        }
-        for length in 0..13 {
-            assert_eq!(returned_variable(&PROGRAM[..length], 0x42_fa7d), None);
-        }
-    }
-
     proptest! {
         #[test]
         fn any_bytes_do(code in prop::collection::vec(any::<u8>(), 0..64), address: u64) {
-            returned_variable(&code, address);
             key_read(&code, address);
         }
     }

@@ -37,6 +37,9 @@ fn set_thread_slot(process: &mut abi::rm_process, interpreter: &Interpreter) {
         ThreadSlot::Key { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_KEY, address),
         ThreadSlot::Static { offset } => process.slot_offset = offset,
         ThreadSlot::InModule { index, offset } => (process.slot_module, process.slot_offset) = (index, offset),
+        ThreadSlot::Distance { word, offset } => {
+            (process.slot_kind, process.slot_module, process.slot_offset) = (abi::RM_SLOT_DISTANCE, word, offset);
+        }
     }
 }
 

@@ -82,6 +82,11 @@ fn check_slot(process: &Process, interpreter: &Interpreter, state: &ThreadState)
             let block = word(word(state.thread_id + 8) + 16 * word(index));
             (block + word(index + 8)).wrapping_add_signed(offset)
         }
+        ThreadSlot::Distance { word: at, offset } => {
+            let distance = word(at).cast_signed();
+            assert!(distance < 0, "of a library that is there from the start");
+            state.thread_id.wrapping_add_signed(distance + offset)
+        }
     };
     if cfg!(target_env = "gnu") {
         assert_eq!(word(slot), state.address);
