@@ -100,13 +100,16 @@ fn examine(path: &Path, seen: &mut BTreeSet<PathBuf>) -> Option<Python> {
 pub fn supported_pythons() -> Vec<Python> {
     let mut found = every_build();
     found.retain(|python| !python.free_threaded && !python.debug);
-    assert!(!found.is_empty(), "no CPython 3.6 to 3.15 was found on PATH, in pyenv or in /usr/bin");
+    assert!(!found.is_empty(), "no CPython 3.6 to 3.15 (RMPROF_MINORS) was found on PATH, in pyenv or in /usr/bin");
     found
 }
 
-/// All that are measured, debug and free-threaded builds too.
+/// All that are measured, debug and free-threaded builds too; of these the minor versions of `RMPROF_MINORS` where that is given.
 pub fn every_build() -> Vec<Python> {
-    all().iter().filter(|python| SUPPORTED.contains(&python.version.0)).cloned().collect()
+    let wanted = std::env::var("RMPROF_MINORS").ok();
+    let is_wanted = |minor: u32| wanted.as_ref().is_none_or(|list| list.split(',').any(|one| one == minor.to_string()));
+    let measured = |python: &&Python| SUPPORTED.contains(&python.version.0) && is_wanted(python.version.0);
+    all().iter().filter(measured).cloned().collect()
 }
 
 /// Those that are refused.

@@ -1,6 +1,6 @@
 //! The ways to start a Python program.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::common::{Python, Report, Run, any_python, near_blocks, root, script, supported_pythons};
 
@@ -39,7 +39,7 @@ fn root_by_name_path_shebang_and_env() {
     let executable = program.beside("executable", &shebang);
     let through_env = program.beside("through-env", &shebang.replacen("#!", "#!/usr/bin/env ", 1));
     for file in [&executable, &through_env] {
-        std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(file, PermissionsExt::from_mode(0o755)).unwrap();
     }
     let here = program.line("# here");
     let python = python.to_str().unwrap();
@@ -125,6 +125,32 @@ fn root_the_python_of_a_venv() {
         let ran = Run::json().word(environment.join("bin/python")).word(program.name()).run().expect(5).quiet();
         assert_eq!(ran.stdout_text(), "True\n", "{python:?}");
         check(&ran.report(), program.line("# here"));
+    }
+}
+
+/// Links as `/etc/alternatives` and uv make them; scripts that stand before an interpreter, with `exec` and without.
+#[test]
+fn root_a_python_behind_links_and_behind_a_script() {
+    if !root() {
+        return;
+    }
+    let program = script("grow.py", PROGRAM);
+    for (index, python) in supported_pythons().into_iter().enumerate() {
+        let chain = ["first", "second", "python"].map(|name| program.directory().join(format!("{name}{index}")));
+        symlink(&python.path, &chain[0]).unwrap();
+        symlink(chain[0].file_name().unwrap(), &chain[1]).unwrap();
+        symlink(&chain[1], &chain[2]).unwrap();
+        let call = format!("'{}' \"$@\"", chain[2].display());
+        let replaced = program.beside(&format!("replaced{index}"), &format!("#!/bin/sh\nexec {call}\n"));
+        let waiting = program.beside(&format!("waiting{index}"), &format!("#!/bin/sh\n{call}\nexit $?\n"));
+        for script in [&replaced, &waiting] {
+            std::fs::set_permissions(script, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        for start in [&chain[2], &replaced, &waiting] {
+            let ran = Run::json().words([start, &program.path]).word("-x").run().expect(5).quiet();
+            assert_eq!(ran.stdout_text(), "['-x']\n");
+            check(&ran.report(), program.line("# here"));
+        }
     }
 }
 

@@ -163,12 +163,9 @@ fn compare(known: &Lines, found: &Lines, text: &str, job: &Job<'_>, beside: Besi
     wrong
 }
 
-/// Those whose rules the model knows, and of these the minor versions of RMPROF_MINORS where that is given.
+/// Those whose rules the model knows.
 fn modelled_pythons() -> Vec<Python> {
-    let wanted = std::env::var("RMPROF_MINORS").ok();
-    let is_wanted = |minor: u32| wanted.as_ref().is_none_or(|list| list.split(',').any(|one| one == minor.to_string()));
-    let known = |python: &Python| MODELLED.contains(&python.version.0) && is_wanted(python.version.0);
-    supported_pythons().into_iter().filter(known).collect()
+    supported_pythons().into_iter().filter(|python| MODELLED.contains(&python.version.0)).collect()
 }
 
 /// Every seed with every Python; marked, unmarked and marked again, so that each Python has both.
