@@ -193,7 +193,7 @@ mod tests {
         // include/uapi/linux/bpf.h: the offset of the first member after those that are used; perf_event.h: PERF_ATTR_SIZE_VER1.
         assert_eq!(size_of::<PerfEventLink>(), 24);
         assert_eq!(std::mem::offset_of!(MultiLink, pid), 56);
-        assert_eq!(size_of::<RawTracepoint>(), 16);
+        assert_eq!(std::mem::offset_of!(RawTracepoint, cookie), 16);
         assert_eq!(std::mem::offset_of!(TestRun, context), 48);
         assert_eq!(size_of::<PerfEvent>(), 72);
     }
