@@ -117,9 +117,11 @@ pub fn refused_pythons() -> Vec<Python> {
     all().iter().filter(|python| !SUPPORTED.contains(&python.version.0)).cloned().collect()
 }
 
-/// One of the measured, for tests that are not about the version: that of /usr/bin, which every user can execute, else the newest.
+/// One of the measured, for tests that are not about the version, whatever `RMPROF_MINORS` says: that of /usr/bin, which every user can
+/// execute, else the newest.
 pub fn any_python() -> Python {
-    let found = supported_pythons();
+    let mut found: Vec<Python> = all().iter().filter(|python| SUPPORTED.contains(&python.version.0)).cloned().collect();
+    found.retain(|python| !python.free_threaded && !python.debug);
     let system = found.iter().find(|python| python.path.starts_with("/usr/bin"));
     system.or(found.last()).cloned().unwrap()
 }
