@@ -22,48 +22,8 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* The launch extension's site functions. */
-
-static __always_inline int launch_site(struct pt_regs *ctx, __u64 role)
-{
-	struct rm_process *process = current_process();
-	struct rm_hello_event *hello;
-	struct thread *thread;
-
-	if (!process)
-		return 0;
-	switch (role) {
-	case RM_LAUNCH_TALLY:
-		return find_tally(process, PT_REGS_PARM1(ctx));
-	case RM_LAUNCH_LOADED:
-		return libraries_changed(process, current_thread(), PT_REGS_SP(ctx));
-	case RM_LAUNCH_STACK:
-		thread = current_thread();
-		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
-	case RM_LAUNCH_LINE:
-		thread = current_thread();
-		count(RM_COUNT_LINE_EVENTS);
-		return thread ? line_event(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
-	case RM_LAUNCH_MARK:
-		return mark_event(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx));
-	case RM_LAUNCH_LIMIT:
-		return limit_site(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
-	case RM_LAUNCH_HELLO:
-		hello = bpf_ringbuf_reserve(&events, sizeof(*hello), 0);
-		if (!hello) {
-			count(RM_COUNT_RING_FULL_MARK);
-			return 0;
-		}
-		hello->event.kind = RM_EVENT_HELLO;
-		hello->event.process = process->id;
-		hello->hexversion = PT_REGS_PARM1(ctx);
-		bpf_ringbuf_submit(hello, wakeup_flags());
-	}
-	return 0;
-}
-
 /*
- * The malloc family, and in a session the site functions: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). Compiled with RM_SINGLE the object has
+ * The malloc family: one rung of the attach ladder is loaded (userspace/src/kernel/attach.rs). Compiled with RM_SINGLE the object has
  * the last alone, for a loader that refuses an object with sections or functions of the kernel that it does not know.
  */
 
@@ -71,15 +31,9 @@ static __always_inline int launch_site(struct pt_regs *ctx, __u64 role)
 SEC("uprobe.session")
 int heap_session(struct pt_regs *ctx)
 {
-	__u64 role;
-
 	if (session_is_return(ctx))
 		return heap_return(ctx);
-	role = bpf_get_attach_cookie(ctx);
-	if (role < RM_LAUNCH_LINE)
-		return heap_enter(ctx, role, true);
-	launch_site(ctx, role);
-	return 1; /* not its return */
+	return heap_enter(ctx, bpf_get_attach_cookie(ctx), true);
 }
 
 SEC("uprobe.multi")
@@ -109,33 +63,66 @@ int heap_return_single(struct pt_regs *ctx)
 	return heap_return(ctx);
 }
 
-/* The launch extension's site functions, by themselves. */
+/* The launch extension's site functions. */
+
+static __always_inline int launch_site(struct pt_regs *ctx)
+{
+	struct rm_process *process = current_process();
+	struct rm_hello_event *hello;
+	struct thread *thread;
+
+	if (!process)
+		return 0;
+	switch (bpf_get_attach_cookie(ctx)) {
+	case RM_LAUNCH_TALLY:
+		return find_tally(process, PT_REGS_PARM1(ctx));
+	case RM_LAUNCH_LOADED:
+		return libraries_changed(process, current_thread(), PT_REGS_SP(ctx));
+	case RM_LAUNCH_STACK:
+		thread = current_thread();
+		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
+	case RM_LAUNCH_LINE:
+		thread = current_thread();
+		count(RM_COUNT_LINE_EVENTS);
+		return thread ? line_event(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
+	case RM_LAUNCH_MARK:
+		return mark_event(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx));
+	case RM_LAUNCH_LIMIT:
+		return limit_site(process, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+	case RM_LAUNCH_HELLO:
+		hello = bpf_ringbuf_reserve(&events, sizeof(*hello), 0);
+		if (!hello) {
+			count(RM_COUNT_RING_FULL_MARK);
+			return 0;
+		}
+		hello->event.kind = RM_EVENT_HELLO;
+		hello->event.process = process->id;
+		hello->hexversion = PT_REGS_PARM1(ctx);
+		bpf_ringbuf_submit(hello, wakeup_flags());
+	}
+	return 0;
+}
 
 #ifndef RM_SINGLE
 SEC("uprobe.multi")
 int launch_multi(struct pt_regs *ctx)
 {
-	return launch_site(ctx, bpf_get_attach_cookie(ctx));
+	return launch_site(ctx);
 }
 #endif
 
 SEC("uprobe")
 int launch_single(struct pt_regs *ctx)
 {
-	return launch_site(ctx, bpf_get_attach_cookie(ctx));
+	return launch_site(ctx);
 }
 
 /* Resident memory. */
 
-static __always_inline int rss_stat_at(__u64 *ctx)
-{
-	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
-}
-
 SEC("tp_btf/rss_stat")
 int rss_stat(__u64 *ctx)
 {
-	return rss_stat_at(ctx);
+	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
 }
 
 /* Processes that nobody holds (include/trace/events/sched.h). */
@@ -174,18 +161,13 @@ int sched_process_exit(__u64 *ctx)
 
 /* Pages of arenas, where they are touched (arch/x86/include/asm/trace/exceptions.h). */
 
-static __always_inline int fault_at(__u64 *ctx)
-{
-	struct rm_process *process = current_process();
-
-	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
-}
-
 /* One program for both: only those that are not typed by the kernel's BTF can be attached to more than one tracepoint. */
 SEC("raw_tp")
 int fault(__u64 *ctx)
 {
-	return fault_at(ctx);
+	struct rm_process *process = current_process();
+
+	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
 }
 
 /* The program's own mappings (include/trace/events/syscalls.h). */
@@ -210,28 +192,6 @@ int limit_sys_exit(__u64 *ctx)
 	(void)ctx;
 	return limit_exit();
 }
-
-/*
- * All of heap mode's in one program, where the kernel tells it which tracepoint it is at: what they share, and that is most, is verified
- * once and not four times.
- */
-#ifndef RM_SINGLE
-SEC("raw_tp")
-int tracepoints(__u64 *ctx)
-{
-	switch (bpf_get_attach_cookie(ctx)) {
-	case RM_TRACEPOINT_RSS_STAT:
-		return rss_stat_at(ctx);
-	case RM_TRACEPOINT_FAULT:
-		return fault_at(ctx);
-	case RM_TRACEPOINT_SYS_ENTER:
-		return mapping_enter((struct pt_regs *)ctx[0], ctx[1]);
-	case RM_TRACEPOINT_SYS_EXIT:
-		return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
-	}
-	return 0;
-}
-#endif
 
 #ifdef RM_PIECES
 #include "pieces.bpf.h"

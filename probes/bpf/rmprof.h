@@ -328,24 +328,16 @@ enum rm_role {
 	RM_ROLE_GLIBC_MALLOC = 9,   /* as RM_ROLE_MALLOC, of the library whose caches rm_process.tcache_offset tells of */
 };
 
-/* Attach cookie of the probes on the launch extension. No rm_role is one: one program may be for both. */
+/* Attach cookie of the probes on the launch extension. */
 enum rm_launch_role {
-	RM_LAUNCH_LINE = 64, /* (code, line, what) */
-	RM_LAUNCH_MARK,      /* (code, order) */
-	RM_LAUNCH_HELLO,     /* (hexversion, pid) */
-	RM_LAUNCH_STACK,     /* (site, frame, collector): of the preloaded library, a stack its tally has not met before, the frame of the call
+	RM_LAUNCH_LINE = 1,  /* (code, line, what) */
+	RM_LAUNCH_MARK = 2,  /* (code, order) */
+	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
+	RM_LAUNCH_STACK = 4, /* (site, frame, collector): of the preloaded library, a stack its tally has not met before, the frame of the call
 			      * (0: of none), and whether the garbage collector is at work */
-	RM_LAUNCH_TALLY,     /* (address): of the preloaded library, where a fork has its tally */
-	RM_LAUNCH_LOADED,    /* (): of the dynamic loader, it is about to change its list of libraries, or has */
-	RM_LAUNCH_LIMIT,     /* (enum rm_limit_call, value, handler) */
-};
-
-/* Attach cookie of the tracepoints that one program is for (Linux 6.10). */
-enum rm_tracepoint {
-	RM_TRACEPOINT_RSS_STAT = 1,
-	RM_TRACEPOINT_FAULT = 2,
-	RM_TRACEPOINT_SYS_ENTER = 3,
-	RM_TRACEPOINT_SYS_EXIT = 4,
+	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
+	RM_LAUNCH_LOADED = 6, /* (): of the dynamic loader, it is about to change its list of libraries, or has */
+	RM_LAUNCH_LIMIT = 7, /* (enum rm_limit_call, value, handler) */
 };
 
 enum rm_event_kind {

@@ -34,7 +34,7 @@ const PAGES: u32 = 20_000;
 
 /// Programs that run for a block that is trapped, and for a page.
 const OF_BLOCKS: &[&str] = &["heap_session", "heap_enter", "heap_return"];
-const OF_PAGES: &[&str] = &["rss_stat", "fault", "tracepoints"];
+const OF_PAGES: &[&str] = &["rss_stat", "fault"];
 
 /// The cases, by name.
 const CASES: &[Case] = &[

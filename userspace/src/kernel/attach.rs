@@ -90,7 +90,6 @@ pub(super) enum HeapPrograms {
 pub struct Attacher {
     pub(super) keeper: Arc<Keeper>,
     pub(super) heap: Option<HeapPrograms>,
-    /// Of the launch sites, and whether it is for a multi-probe; `None`: the heap's session is for them too.
     pub(super) launch: Option<(OwnedFd, bool)>,
     pub(super) processes: Map,
     pub(super) other_programs: Map,
@@ -106,7 +105,6 @@ impl Attacher {
     pub fn attach_heap(&self, pid: u32, library: &File, points: &[ProbePoint]) -> io::Result<Links> {
         match &self.heap {
             None => Ok(Links::default()),
-            Some(HeapPrograms::Session(_)) if points.is_empty() => Ok(Links::default()),
             Some(HeapPrograms::Session(program)) => {
                 multi_link(&self.keeper, program, bpf::TRACE_UPROBE_SESSION, 0, pid, library, points)
                     .map(|link| Links(vec![link]))
@@ -126,7 +124,7 @@ impl Attacher {
     /// What the kernel says of the file or the offsets.
     pub fn attach_launch(&self, pid: u32, extension: &File, points: &[ProbePoint]) -> io::Result<Links> {
         match &self.launch {
-            None => self.attach_heap(pid, extension, points),
+            None => Ok(Links::default()),
             Some((program, multi)) => attach_points(&self.keeper, program, *multi, false, pid, extension, points),
         }
     }

@@ -6,8 +6,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rmprof_probes::abi;
-
 use super::attach::{self, Attacher, HeapPrograms, Rung};
 use super::backend::{Loaded, Loader, Settings};
 use super::bpf;
@@ -116,18 +114,8 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("mark_victim", "mark_victim"),
 ];
 
-/// The same of programs that are not typed, which are told their tracepoint, and their cookie, where they are attached.
-const RAW_TRACEPOINTS: &[(&str, &CStr, u32)] = &[
-    ("fault", c"page_fault_user", 0),
-    ("fault", c"page_fault_kernel", 0),
-    ("tracepoints", c"rss_stat", abi::RM_TRACEPOINT_RSS_STAT),
-    ("tracepoints", c"sys_enter", abi::RM_TRACEPOINT_SYS_ENTER),
-    ("tracepoints", c"sys_exit", abi::RM_TRACEPOINT_SYS_EXIT),
-    #[cfg(target_arch = "x86_64")]
-    ("tracepoints", c"page_fault_user", abi::RM_TRACEPOINT_FAULT),
-    #[cfg(target_arch = "x86_64")]
-    ("tracepoints", c"page_fault_kernel", abi::RM_TRACEPOINT_FAULT),
-];
+/// The same of programs that are not typed, which are told their tracepoint where they are attached.
+const RAW_TRACEPOINTS: &[(&str, &CStr)] = &[("fault", c"page_fault_user"), ("fault", c"page_fault_kernel")];
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
 pub struct Kernel {
@@ -152,8 +140,7 @@ impl Kernel {
             match open(what, loader, rung) {
                 Ok(loaded) => {
                     // Without the heap's probes the first rung loads on any kernel that has multi-probes, right or not.
-                    if wanted("launch_multi", what, rung)
-                        && !loaded.program("launch_multi").is_ok_and(attach::multi_filter_is_right)
+                    if rung != Rung::Single && !loaded.program("launch_multi").is_ok_and(attach::multi_filter_is_right)
                     {
                         let reason = "its multi-probes cannot be told whom they are for".into();
                         last = Some(LoadError::Refused { reason, errno: None });
@@ -213,22 +200,18 @@ pub enum Follow {
 
 fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     let heap = what.mode.counts_blocks();
-    // Kernels that have the session probes (6.13) tell a program its tracepoint too (6.10).
-    let session = heap && rung == Rung::Session;
     match name {
         "sched_process_fork" | "sched_process_exit" => what.follow != Follow::Nobody,
         "sched_process_exec" => what.follow == Follow::Watched,
         "machine_exec" => what.follow == Follow::Everybody,
         "limit_sys_exit" => what.limit,
-        "heap_session" | "tracepoints" => session,
+        "heap_session" => heap && rung == Rung::Session,
         "heap_enter_multi" | "heap_return_multi" => heap && rung == Rung::Multi,
         "heap_enter_single" | "heap_return_single" => heap && rung == Rung::Single,
-        "launch_multi" => rung != Rung::Single && !session,
+        "launch_multi" => rung != Rung::Single,
         "launch_single" => rung == Rung::Single,
-        "rss_stat" => !session,
-        "fault" => heap && !session && cfg!(target_arch = "x86_64"),
-        "sys_enter" | "sys_exit" => heap && !session,
-        "measure_cpus" | "mark_victim" => true,
+        "fault" => heap && cfg!(target_arch = "x86_64"),
+        "rss_stat" | "measure_cpus" | "mark_victim" => true,
         _ => heap,
     }
 }
@@ -287,16 +270,11 @@ fn assemble(
             multi: false,
         }),
     };
-    let launch = match rung {
-        // The heap's program is for both.
-        Rung::Session if heap.is_some() => None,
-        Rung::Session | Rung::Multi => Some((loaded.take_program("launch_multi")?, true)),
-        Rung::Single => Some((loaded.take_program("launch_single")?, false)),
-    };
+    let multi = rung != Rung::Single;
     let attacher = Attacher {
         keeper,
         heap,
-        launch,
+        launch: Some((loaded.take_program(if multi { "launch_multi" } else { "launch_single" })?, multi)),
         processes: loaded.take_map("processes")?,
         other_programs: loaded.take_map("other_programs")?,
         memories: loaded.take_map("memories")?,
@@ -319,20 +297,19 @@ fn assemble(
     if measured != 0 {
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
-    let links = tracepoints(&loaded, what, rung)?;
+    let links = tracepoints(&loaded, what)?;
     Ok((Kernel { links, rung }, attacher, Drain::new(loaded.into_records(), maps)))
 }
 
-fn tracepoints(loaded: &Loaded, what: Wanted, rung: Rung) -> Result<Vec<OwnedFd>, LoadError> {
+fn tracepoints(loaded: &Loaded, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {
+    let wanted = |name| wanted(name, what, Rung::Session);
     let typed = TRACEPOINTS.iter().map(|(program, name)| (*program, *name, None));
-    let raw = RAW_TRACEPOINTS.iter().map(|(program, tracepoint, cookie)| {
-        (*program, tracepoint.to_str().unwrap_or_default(), Some((*tracepoint, u64::from(*cookie))))
-    });
+    let raw = RAW_TRACEPOINTS.iter().map(|(program, name)| (*program, name.to_str().unwrap_or_default(), Some(*name)));
     typed
         .chain(raw)
-        .filter(|(program, ..)| wanted(program, what, rung))
-        .map(|(program, name, to)| {
-            bpf::link_tracepoint(loaded.program(program)?, to).map_err(|error| LoadError::Tracepoint { name, error })
+        .filter(|(program, ..)| wanted(program))
+        .map(|(program, name, given)| {
+            bpf::link_tracepoint(loaded.program(program)?, given).map_err(|error| LoadError::Tracepoint { name, error })
         })
         .collect()
 }
