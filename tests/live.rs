@@ -26,6 +26,8 @@ mod death;
 mod debugger;
 #[path = "live/debugger_runs.rs"]
 mod debugger_runs;
+#[path = "live/every.rs"]
+mod every;
 #[path = "live/flight.rs"]
 mod flight;
 #[path = "live/forks.rs"]

@@ -13,7 +13,7 @@ const FLAGS: &str = include_str!("src/launch/line_events.flags");
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?).join("line_events.so");
     let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/launch/line_events.c");
-    for file in ["line_events.c", "marked.h", "stop.h"] {
+    for file in ["line_events.c", "every.h", "marked.h", "stop.h", "system_call.h"] {
         println!("cargo::rerun-if-changed=src/launch/{file}");
     }
     println!("cargo::rerun-if-changed=../probes/bpf/rmprof.h");

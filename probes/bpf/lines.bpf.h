@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /*
- * Marked functions: line events of the eval loop, seen at the site functions of the launch extension
- * (userspace/src/launch/line_events.c). A thread keeps its marked frames, innermost last, each with the line that runs.
+ * Line events of the eval loop, of marked functions or of all of the user's own, seen at the site functions of the launch extension
+ * (userspace/src/launch/line_events.c). A thread keeps the frames that give them, innermost last, each with the line that runs.
  */
 #ifndef LINES_BPF_H
 #define LINES_BPF_H
 
 enum { WHAT_BEGIN = 0, WHAT_END = 1 };
 
-static __always_inline struct rm_line *line_of(struct rm_process *process, __u64 code, __u32 line, __u32 position)
+static __always_inline struct rm_line *line_of(struct rm_process *process, __u32 number, __u32 line, __u32 position)
 {
-	struct rm_line_key key = { .code = code, .process = process->id, .line = line, .position = position };
+	struct rm_line_key key = { .number = number, .process = process->id, .line = line, .position = position };
 	struct rm_line *found = bpf_map_lookup_elem(&lines, &key);
 
 	if (!found) {
@@ -28,7 +28,7 @@ static __always_inline struct rm_line *line_of(struct rm_process *process, __u64
 static __always_inline void finish_line(struct rm_process *process, struct thread *thread, __u32 index)
 {
 	struct active *active = active_at(thread, index);
-	struct rm_line *line = line_of(process, active->code, active->line, RM_ABSENT);
+	struct rm_line *line = line_of(process, active->number, active->line, RM_ABSENT);
 	__u64 peak = active->highest - active->start;
 
 	if (line && !active->clean_up) {
@@ -95,36 +95,36 @@ static __always_inline void drop_inner(struct thread *thread, __u32 place)
 	bpf_loop(RM_MAX_ACTIVE, drop_step, &loop, 0);
 }
 
-static __always_inline void count_line(struct rm_process *process, __u64 code, __u32 line, __u32 position)
+static __always_inline void count_line(struct rm_process *process, __u32 number, __u32 line, __u32 position)
 {
-	struct rm_line *counts = line_of(process, code, line, position);
+	struct rm_line *counts = line_of(process, number, line, position);
 
 	if (counts)
 		__sync_fetch_and_add(&counts->occurrences, 1);
 }
 
-static __always_inline void begin_line(struct rm_process *process, struct thread *thread, __u32 index, __u64 frame, __u64 code, __u32 line,
+static __always_inline void begin_line(struct rm_process *process, struct thread *thread, __u32 index, __u64 frame, __u32 number, __u32 line,
 				       bool clean_up)
 {
 	struct active *active = active_at(thread, index);
 	struct rm_line *counts;
 
 	active->frame = frame;
-	active->code = code;
+	active->number = number;
 	active->line = line;
 	active->start = net_of(thread);
 	active->highest = active->start;
 	active->clean_up = clean_up;
 	if (clean_up)
 		return;
-	counts = line_of(process, code, line, RM_ABSENT);
+	counts = line_of(process, number, line, RM_ABSENT);
 	if (counts && !counts->resident_bytes)
 		counts->resident_bytes = resident_bytes(process);
 }
 
-static __always_inline void first_entry(struct rm_process *process, __u64 code)
+static __always_inline void first_entry(struct rm_process *process, __u32 number)
 {
-	struct rm_mark_key key = { .code = code, .process = process->id };
+	struct rm_mark_key key = { .number = number, .process = process->id };
 	struct rm_mark *mark = bpf_map_lookup_elem(&marks, &key);
 
 	if (mark && !mark->entry_resident_bytes)
@@ -141,8 +141,34 @@ static __always_inline bool read_frame(const struct rm_layout *layout, __u64 fra
 	return !READ_USER(fields, bytes, frame + layout->frame_base);
 }
 
-__noinline int line_event(struct rm_process *process, struct thread *thread, __u64 code, __u32 line, __u32 what)
+/*
+ * What the interpreter allocates between the two calls is our work, for the line events of one more code object: it is not in the peak of
+ * the line that runs meanwhile.
+ */
+static __always_inline void own_work(struct rm_process *process, struct thread *thread, bool over)
 {
+	__u32 used = thread->active_count;
+	struct active *top = used && used <= RM_MAX_ACTIVE ? active_at(thread, used - 1) : NULL;
+
+	if (process->tally) {
+		settle(process, thread);
+		thread->tally_highest = thread->tally_net;
+	}
+	if (!top)
+		return;
+	if (over) {
+		thread->net -= net_of(thread) - thread->net_before_work;
+		top->highest = thread->highest_before_work;
+	} else {
+		thread->net_before_work = net_of(thread);
+		thread->highest_before_work = top->highest;
+	}
+}
+
+/* what: an enum above, in bit 0; the number of the code object above it. */
+__noinline int line_event(struct rm_process *process, struct thread *thread, __u64 code, __u32 line, __u64 what_and_number)
+{
+	__u32 what = what_and_number & 1, number = what_and_number >> 1;
 	__u32 place, position = RM_ABSENT;
 	union fields fields = {};
 	bool clean_up = false;
@@ -150,6 +176,10 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 
 	if (!process || !thread)
 		return 0;
+	if (!code) {
+		own_work(process, thread, line);
+		return 0;
+	}
 	if (find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE ||
 	    innermost_frame(&process->layout, state, &frame) != RM_STACK_COMPLETE) {
 		count(RM_COUNT_STACK_UNREADABLE);
@@ -180,15 +210,15 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 			return 0;
 		if (thread->active_count >= RM_MAX_ACTIVE) {
 			count(RM_COUNT_ACTIVE_FULL); /* its executions still count; its peak and end are not measured */
-			count_line(process, code, line, position);
+			count_line(process, number, line, position);
 			return 0;
 		}
 		place = ++thread->active_count;
-		first_entry(process, code);
+		first_entry(process, number);
 	}
 	if (!clean_up)
-		count_line(process, code, line, position);
-	begin_line(process, thread, place - 1, frame, code, line, clean_up);
+		count_line(process, number, line, position);
+	begin_line(process, thread, place - 1, frame, number, line, clean_up);
 	return 0;
 }
 
@@ -201,25 +231,31 @@ static __always_inline void announce_bytes(struct rm_process *process, __u64 cod
 		count(RM_COUNT_CODE_UNREADABLE);
 }
 
-/* `instructions` and `handlers` are bytes objects of the launch extension's, or NULL. */
-__noinline int mark_event(struct rm_process *process, __u64 code, __u32 order, __u64 instructions, __u64 handlers)
+/* Of the launch extension: number_and_asked has in bit 0 whether the program asked for it; `instructions` and `handlers` are bytes objects, or
+ * NULL. */
+__noinline int mark_event(struct rm_process *process, __u64 code, __u64 number_and_asked, __u64 instructions, __u64 handlers)
 {
-	struct rm_mark_key key = { .code = code };
-	struct rm_mark fresh = { .order = order };
+	__u32 number = number_and_asked >> 1, fingerprint = 0;
+	struct rm_mark_key key = { .number = number };
+	struct rm_mark fresh = {};
 	union fields fields = {};
 	struct rm_mark_event *record;
 
 	if (!process)
 		return 0;
+	if (number >= RM_MAX_MARKS) {
+		count(RM_COUNT_LINES_FULL);
+		return 0;
+	}
 	key.process = process->id;
 	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(code + process->layout.code_base)))
 		count(RM_COUNT_CODE_UNREADABLE);
 	else
-		fresh.fingerprint = fingerprint_of(&process->layout, &fields);
+		fingerprint = fingerprint_of(&process->layout, &fields);
 	/* Now, while the process lives: a function that moves no memory is on no stack. */
-	announce_code(process, code, fresh.fingerprint);
-	announce_bytes(process, code, fresh.fingerprint, RM_PART_INSTRUCTIONS, instructions);
-	announce_bytes(process, code, fresh.fingerprint, RM_PART_HANDLERS, handlers);
+	announce_code(process, code, fingerprint);
+	announce_bytes(process, code, fingerprint, RM_PART_INSTRUCTIONS, instructions);
+	announce_bytes(process, code, fingerprint, RM_PART_HANDLERS, handlers);
 	if (bpf_map_update_elem(&marks, &key, &fresh, BPF_NOEXIST) && !bpf_map_lookup_elem(&marks, &key))
 		count(RM_COUNT_LINES_FULL);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
@@ -230,8 +266,10 @@ __noinline int mark_event(struct rm_process *process, __u64 code, __u32 order, _
 	record->event.kind = RM_EVENT_MARK;
 	record->event.process = process->id;
 	record->code = code;
-	record->order = order;
-	record->fingerprint = fresh.fingerprint;
+	record->number = number;
+	record->fingerprint = fingerprint;
+	record->asked = number_and_asked & 1;
+	record->pad = 0;
 	bpf_ringbuf_submit(record, wakeup_flags());
 	return 0;
 }

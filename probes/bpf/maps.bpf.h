@@ -37,14 +37,14 @@ struct code_key {
 	__u32 fingerprint;
 };
 
-/* A marked frame whose line runs. */
+/* A frame that gives line events, whose line runs. */
 struct active {
 	__u64 frame;
-	__u64 code;
 	__s64 start; /* the thread's net when the line began */
 	__s64 highest; /* and the highest since */
+	__u32 number; /* of its code object */
 	__u32 line;
-	__u32 clean_up; /* it is leaving a with block: no execution of its line */
+	__u64 clean_up; /* it is leaving a with block: no execution of its line */
 };
 
 /* Where native code called from: the registers it has when the call is over. */
@@ -83,6 +83,8 @@ struct thread {
 	struct collection collection;
 	struct native caller; /* of the outermost call of the malloc family under way */
 	struct native native; /* of the last walk */
+	__s64 net_before_work; /* of ours (own_work) */
+	__s64 highest_before_work;
 	struct active active[RM_MAX_ACTIVE];
 	struct rm_stack_event stack; /* the last walk; also the record that announces it */
 };
@@ -163,19 +165,19 @@ struct {
 	__type(value, __u8);
 } codes SEC(".maps");
 
-/* key: marked code object, line and where it began. value: what line events measured. Full: counted. */
+/* key: code object that gives line events, line, and where it began. value: what they measured. Full: counted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1 << 17);
+	__uint(max_entries, 1 << 18);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct rm_line_key);
 	__type(value, struct rm_line);
 } lines SEC(".maps");
 
-/* key: marked code object. value: order and first entry. Full: counted; the function has no table. */
+/* key: code object that gives line events. value: its first entry. Full: counted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1 << 14);
+	__uint(max_entries, RM_MAX_MARKS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct rm_mark_key);
 	__type(value, struct rm_mark);

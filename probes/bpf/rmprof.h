@@ -24,6 +24,7 @@ enum rm_limits {
 	RM_FRAME_READ = 104,      /* at most so many bytes are read of each frame, from rm_layout.frame_base on */
 	RM_CODE_READ = 96,        /* bytes read of each code object, from rm_layout.code_base on */
 	RM_MAX_ACTIVE = 64,       /* marked frames of one thread whose running line is known */
+	RM_MAX_MARKS = 1 << 16,   /* code objects of a process that give line events */
 	RM_FILENAME_BYTES = 1024, /* of co_filename, in its own encoding, in a code object's record; longer ones travel as parts */
 	RM_NAME_BYTES = 256,      /* of co_name */
 	RM_QUALNAME_BYTES = 512,  /* of co_qualname */
@@ -285,15 +286,14 @@ struct rm_site {
 };
 
 /*
- * Key and value of the lines map: one line of a marked code object, begun at one instruction; occurrences alone, since user space decides
+ * Key and value of the lines map: one line of a code object that gives line events, begun at one instruction; occurrences alone, since user space decides
  * which of them go on with an execution. What was measured of the line, wherever it began, is under RM_ABSENT.
  */
 struct rm_line_key {
-	rm_u64 code;
+	rm_u32 number; /* of the code object: its address may be another's later */
 	rm_u32 process;
 	rm_u32 line;
 	rm_u32 position; /* byte of the bytecode; one that cannot be read is RM_ABSENT too */
-	rm_u32 pad;
 };
 
 struct rm_line {
@@ -302,17 +302,14 @@ struct rm_line {
 	rm_u64 peak_bytes;
 };
 
-/* Key and value of the marks map: one marked code object. */
+/* Key and value of the marks map: one code object that gives line events. */
 struct rm_mark_key {
-	rm_u64 code;
+	rm_u32 number;
 	rm_u32 process;
-	rm_u32 pad;
 };
 
 struct rm_mark {
 	rm_u64 entry_resident_bytes; /* at the first line event, 0 before */
-	rm_u32 order;
-	rm_u32 fingerprint;
 };
 
 /* Attach cookie of the probes on the malloc family: which arguments to read. An allocator is rows of these in user space. */
@@ -447,8 +444,10 @@ struct rm_part_event {
 struct rm_mark_event {
 	struct rm_event event;
 	rm_u64 code;
-	rm_u32 order;
+	rm_u32 number;
 	rm_u32 fingerprint;
+	rm_u32 asked; /* by the program, with a mark */
+	rm_u32 pad;
 };
 
 struct rm_hello_event {

@@ -100,6 +100,21 @@ fn sampling_where_it_cannot_be() {
 }
 
 #[test]
+fn columns_of_executions_where_nothing_is_started() {
+    insta::assert_snapshot!(snapshot(&run(&["attach", "--columns", "+live,peak", "1"])), @"
+    status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: the column 'peak' is for programs that rmprof-bpf starts
+    hint: the beginning of an execution is not seen from outside; leave it out, or start the program with `rmprof-bpf run`: allocated, freed, allocations, frees and live are of lines of processes that run already too
+    ");
+    let ran = run(&["system", "--columns", "occurrences"]);
+    assert_eq!(ran.code(), 2);
+    assert!(ran.stderr_text().contains("the column 'occurrences' is for programs that rmprof-bpf starts"));
+}
+
+#[test]
 fn an_unknown_mode() {
     insta::assert_snapshot!(snapshot(&run(&["--mode", "heaps", "true"])), @"
     status: 2

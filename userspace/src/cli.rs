@@ -89,7 +89,8 @@ pub struct ReportArguments {
     /// Format of the report [default: by the ending of --output, else table]
     #[arg(short, long, value_name = "FORMAT")]
     pub format: Option<String>,
-    /// Columns of the table, by name and separated by commas; a leading + adds to the default ones
+    /// Columns of the table, by name and separated by commas; a leading + adds to the default ones. `occurrences` and `peak` take line
+    /// events of every function of yours, some 2 µs a line, in JSON too; without them marked functions alone are measured that way
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub columns: Option<String>,
     /// Digits after the point

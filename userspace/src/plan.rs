@@ -41,6 +41,11 @@ impl ReportPlan {
         self.options.columns.contains(&Column::Native)
     }
 
+    /// The first column that takes line events of functions that are not marked.
+    pub fn column_of_executions(&self) -> Option<Column> {
+        self.options.columns.iter().copied().find(|column| column.takes_line_events())
+    }
+
     /// What the probes are to do; `follow`: of processes that nobody holds.
     pub fn wanted(&self, follow: Follow) -> Wanted {
         Wanted { mode: self.mode, native: self.native(), follow, limit: false }
@@ -193,6 +198,14 @@ impl WatchPlan {
             ));
         }
         let mut report = ReportPlan::new(mode, typed.report, typed.checks)?;
+        if let Some(column) = report.column_of_executions() {
+            return Err(OptionError::new(
+                format!("the column '{}' is for programs that rmprof-bpf starts", column.name()),
+                "the beginning of an execution is not seen from outside; leave it out, or start the program with `rmprof-bpf run`: \
+                 allocated, freed, allocations, frees and live are of lines of processes that run already too"
+                    .into(),
+            ));
+        }
         report.options.rank = true;
         let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
         let alarms = Alarm::parse_all(&typed.on_limit, Of::Watch)?;

@@ -20,10 +20,10 @@ use crate::ledger::{LineCounts, LinePlace, Pair, ProcessId, SiteCounts, StackId,
 pub struct Totals {
     /// By process and stack, in the order of their processes once they are sorted; the status stands in for a stack that was never announced.
     pub sites: Vec<(ProcessId, StackId, StackStatus, SiteCounts)>,
-    /// By process, marked code object's address, line: occurrences by where it began, the rest wherever.
-    pub lines: Vec<(ProcessId, u64, LinePlace, LineCounts)>,
-    /// By process and marked code object's address: resident bytes at the first entry, 0 when it was never entered.
-    pub entries: Vec<(ProcessId, u64, u64)>,
+    /// By process, number of the code object that gave line events, line: occurrences by where it began, the rest wherever.
+    pub lines: Vec<(ProcessId, u32, LinePlace, LineCounts)>,
+    /// By process and number of the code object: resident bytes at the first entry, 0 when it was never entered.
+    pub entries: Vec<(ProcessId, u32, u64)>,
     /// By index of [`COUNTERS`].
     pub counters: Vec<u64>,
     /// Bytes allocated and released by events that found no room for their site.
@@ -184,13 +184,13 @@ impl Drain {
                     peak_bytes: line.peak_bytes,
                 };
                 let position = (key.position != abi::RM_ABSENT).then_some(key.position);
-                totals.lines.push((ProcessId(key.process), key.code, LinePlace { line: key.line, position }, counts));
+                totals.lines.push((ProcessId(key.process), key.number, LinePlace { line: key.line, position }, counts));
             }
         }
         for (key, value) in entries(&self.maps.marks, PROCESS_AT)? {
             if let (Some(key), Some(mark)) = (from_bytes::<abi::rm_mark_key>(&key), from_bytes::<abi::rm_mark>(&value))
             {
-                totals.entries.push((ProcessId(key.process), key.code, mark.entry_resident_bytes));
+                totals.entries.push((ProcessId(key.process), key.number, mark.entry_resident_bytes));
             }
         }
         for (key, value) in entries(&self.maps.tally_stacks, PROCESS_AT_IN_TALLY)? {

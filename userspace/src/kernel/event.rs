@@ -177,14 +177,16 @@ pub enum Event {
         /// The piece.
         piece: Piece,
     },
-    /// A function was marked.
+    /// A function gives line events from here on.
     Mark {
         /// In which process.
         process: ProcessId,
         /// Its code object.
         key: CodeKey,
-        /// In which order of the process.
-        order: u32,
+        /// The number of its code object in the process.
+        number: u32,
+        /// Did the program ask for it, with a mark?
+        asked: bool,
     },
     /// The launch help is loaded: marks are available.
     Hello {
@@ -270,7 +272,7 @@ pub fn parse(record: &[u8]) -> Option<Event> {
         abi::RM_EVENT_MARK => {
             let mark: abi::rm_mark_event = from_bytes(record)?;
             let key = CodeKey { address: mark.code, fingerprint: mark.fingerprint };
-            Some(Event::Mark { process, key, order: mark.order })
+            Some(Event::Mark { process, key, number: mark.number, asked: mark.asked != 0 })
         }
         abi::RM_EVENT_PART => parse_part(process, record),
         abi::RM_EVENT_HELLO => Some(Event::Hello { process }),

@@ -45,13 +45,13 @@ enum { TRACE_LINE = 2, TRACE_RETURN = 3 };
 extern PyObject _Py_NoneStruct, PyCode_Type, PyType_Type, *PyExc_RuntimeError, *PyExc_TypeError;
 extern PyObject *PyModuleDef_Init(void *);
 extern PyObject *PyObject_Type(PyObject *);
-extern PyObject *PyObject_GetAttrString(PyObject *, const char *);
+extern PyObject *PyObject_GetAttr(PyObject *, PyObject *);
+extern PyObject *PyUnicode_InternFromString(const char *);
 extern PyObject *PyBool_FromLong(long);
 extern long PyLong_AsLong(PyObject *);
 extern void PyErr_SetString(PyObject *, const char *);
 extern void PyErr_Clear(void);
 extern PyObject *PyErr_Occurred(void);
-extern PyObject *PyErr_NoMemory(void);
 extern void Py_IncRef(PyObject *), Py_DecRef(PyObject *);
 extern PyObject *PyObject_CallFunction(PyObject *, const char *, ...);
 extern PyObject *PyLong_FromLong(long);
@@ -91,12 +91,14 @@ extern WEAK void rmprof_tally_line(void);
 #define UNUSED __attribute__((unused))
 #define SITE __attribute__((naked, noinline, used, aligned(16), visibility("default")))
 
-/* what: 0 a line begins; 1 the frame's current line ended and no other began in this frame (return, yield, unwind).
- * line: of what = 1, the line that ended. */
+/* what: bit 0: 0 a line begins; 1 the frame's current line ended and no other began in this frame (return, yield, unwind); above it
+ * the number of the code object. line: of what = 1, the line that ended. Without a code object: memory is our own work from here on
+ * (line = 0) to there (1). */
 SITE void rmprof_site_line(UNUSED void *code, UNUSED long line, UNUSED long what) { __asm__(SITE_BODY); }
-/* Once for each marked code object of the process, before it can give a line event; order counts from 0. `instructions`, `handlers`:
- * co_code and co_exceptiontable, which is NULL up to 3.10. */
-SITE void rmprof_site_mark(UNUSED void *code, UNUSED long order, UNUSED void *instructions, UNUSED void *handlers)
+/* Of each code object that gives line events, before it can. number_and_asked: bit 0 whether the program marked it, which comes a second time
+ * where it has run before; above it the number, which counts from 0. RM_MAX_MARKS: there are no numbers any more. `instructions`,
+ * `handlers`: co_code and co_exceptiontable, or NULL. */
+SITE void rmprof_site_mark(UNUSED void *code, UNUSED long number_and_asked, UNUSED void *instructions, UNUSED void *handlers)
 {
 	__asm__(SITE_BODY);
 }
@@ -122,7 +124,46 @@ static PyObject *none(void)
 	return &_Py_NoneStruct;
 }
 
+#define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
+
+#include "../../../probes/bpf/rmprof.h" /* RM_MAX_MARKS, enum rm_limit_call, enum rm_limit_refusal */
+#include "system_call.h"
 #include "marked.h"
+
+static void line_event(const struct entry *entry, void *code, long line, long what)
+{
+	if (entry)
+		site_line(code, line, what | (long)entry->number << 1);
+}
+
+static int layout_proved, hook_installed;
+static void install_hook(void);
+
+/* Names of attributes, made once: where a code object is met, on a line of the program, nothing is to be allocated. */
+static PyObject *name_of_instructions, *name_of_handlers;
+
+static PyObject *part_of(PyObject *code, PyObject *name)
+{
+	PyObject *part = name ? PyObject_GetAttr(code, name) : 0;
+	if (name && !part)
+		PyErr_Clear();
+	return part;
+}
+
+/* The bytecode goes along as the compiler made it: what stands in the code object changes while it runs (3.11+). From 3.11 on it is made
+ * when it is asked for, and kept: 3.12 and later ask in a frame of ours, 3.11 where the program marks, and not elsewhere. */
+static void tell_mark(PyObject *code, unsigned long number, int asked)
+{
+	PyObject *handlers = part_of(code, name_of_handlers);
+	PyObject *instructions = handlers && layout_proved && !asked ? 0 : part_of(code, name_of_instructions);
+	rmprof_site_mark(code, (long)(number << 1 | (asked != 0)), instructions, handlers);
+	if (instructions)
+		Py_DecRef(instructions);
+	if (handlers)
+		Py_DecRef(handlers);
+}
+
+#include "every.h"
 
 static long hello_pid;
 static int stop_is_due(void), stop_here(void); /* stop.h */
@@ -132,14 +173,17 @@ static int stop_is_due(void), stop_here(void); /* stop.h */
 static PyObject *on_line(UNUSED PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
 	if (count == 2)
-		site_line(args[0], PyLong_AsLong(args[1]), 0);
+		line_event(entry_of(args[0]), args[0], PyLong_AsLong(args[1]), 0);
 	return stop_is_due() && stop_here() ? 0 : none();
 }
 
 static PyObject *on_end(UNUSED PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-	if (count == 3 && is_marked(args[0]))
-		site_line(args[0], PyCode_Addr2Line(args[0], (int)PyLong_AsLong(args[1])), 1);
+	struct entry *entry = count == 3 ? entry_of(args[0]) : 0;
+	if (entry) {
+		line_event(entry, args[0], PyCode_Addr2Line(args[0], (int)PyLong_AsLong(args[1])), 1);
+		count_frame_of(entry, args[0], -1);
+	}
 	return none();
 }
 
@@ -162,11 +206,8 @@ static struct {
 } at;
 static int use_value; /* what this CPython writes into use_tracing for "on": 1 or 255 */
 static int *possible_3_6; /* that of 3.6, once found (stop.h) */
-static int layout_proved, hook_installed;
 static frame_eval_3_8 next_3_8 = (frame_eval_3_8)_PyEval_EvalFrameDefault;
 static frame_eval_3_9 next_3_9 = (frame_eval_3_9)_PyEval_EvalFrameDefault;
-
-#define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
 
 static PyObject *code_of(PyObject *frame)
 {
@@ -183,10 +224,11 @@ static PyObject *code_of(PyObject *frame)
 static int trace(UNUSED PyObject *self, PyObject *frame, int what, UNUSED PyObject *arg)
 {
 	PyObject *code;
-	if ((what != TRACE_LINE && what != TRACE_RETURN) || !is_marked(code = code_of(frame)))
+	struct entry *entry;
+	if ((what != TRACE_LINE && what != TRACE_RETURN) || !(entry = entry_of(code = code_of(frame))))
 		return 0;
 	int line = at.frame_line >= 0 ? FIELD(int, frame, at.frame_line) : 0;
-	site_line(code, line > 0 ? line : PyFrame_GetLineNumber(frame), what == TRACE_RETURN);
+	line_event(entry, code, line > 0 ? line : PyFrame_GetLineNumber(frame), what == TRACE_RETURN);
 	return what == TRACE_LINE && stop_is_due() ? stop_here() : 0;
 }
 
@@ -235,54 +277,69 @@ enum undo { NOTHING, SWITCH_OFF, SWITCH_ON };
 /* A frame of `code` is about to run: what is to be done? A trace function that is not ours (debugger, coverage) is never
  * touched: no line events then. Inside somebody's trace or profile function (tracing > 0) CPython traces nothing, nor do
  * we. */
-static inline enum undo wanted(void *tstate, void *code)
+static inline enum undo wanted(void *tstate, const struct entry *entry)
 {
 	Py_tracefunc current = trace_func(tstate);
-	int be_on = is_marked(code);
+	int be_on = entry != 0;
 	if ((current == trace) == be_on || (current && current != trace) || FIELD(int, tstate, at.tracing))
 		return NOTHING;
 	return be_on ? SWITCH_OFF : SWITCH_ON;
 }
 
-static enum undo enter(void *tstate, void *code)
+static enum undo enter(void *tstate, PyObject *code)
 {
-	enum undo undo = wanted(tstate, code);
+	struct entry *entry = entry_of(code);
+	enum undo undo = wanted(tstate, entry);
+	if (entry)
+		count_frame_of(entry, code, 1);
 	if (undo != NOTHING)
 		set_trace(tstate, undo == SWITCH_OFF ? trace : 0);
 	return undo;
 }
 
-/* The program may have called sys.settrace meanwhile: then what it set stays. */
-static void leave(void *tstate, enum undo undo)
+/* The program may have called sys.settrace meanwhile: then what it set stays. The code object is there as long as it is in the set. */
+static void leave(void *tstate, enum undo undo, PyObject *code)
 {
 	Py_tracefunc current = trace_func(tstate);
 	if (undo == SWITCH_OFF && current == trace)
 		set_trace(tstate, 0);
 	else if (undo == SWITCH_ON && !current)
 		set_trace(tstate, trace);
+	struct entry *entry = entry_of(code);
+	if (entry)
+		count_frame_of(entry, code, -1);
 }
 
 static __attribute__((noinline)) PyObject *switched_3_9(void *tstate, void *frame, int throwing)
 {
-	enum undo undo = enter(tstate, FIELD(void *, frame, at.frame_code));
+	PyObject *code = FIELD(PyObject *, frame, at.frame_code);
+	enum undo undo = enter(tstate, code);
 	PyObject *result = next_3_9(tstate, frame, throwing);
-	leave(tstate, undo);
+	leave(tstate, undo, code);
 	return result;
 }
 
 static __attribute__((noinline)) PyObject *switched_3_8(void *frame, int throwing)
 {
 	void *tstate = _PyThreadState_UncheckedGet();
-	enum undo undo = enter(tstate, FIELD(void *, frame, at.frame_code));
+	PyObject *code = FIELD(PyObject *, frame, at.frame_code);
+	enum undo undo = enter(tstate, code);
 	PyObject *result = next_3_8(frame, throwing);
-	leave(tstate, undo);
+	leave(tstate, undo, code);
 	return result;
+}
+
+/* Is nothing to be done for a frame of `code`, neither before nor after it? */
+static inline int runs_as_is(void *tstate, PyObject *code)
+{
+	const struct entry *entry = entry_at_call(code);
+	return __builtin_expect(wanted(tstate, entry) == NOTHING && !(entry && entry->once), 1);
 }
 
 /* The evaluation functions. Tail calls: a frame for which nothing is to be done costs no C stack of ours. */
 static PyObject *eval_3_9(void *tstate, void *frame, int throwing)
 {
-	if (__builtin_expect(wanted(tstate, FIELD(void *, frame, at.frame_code)) == NOTHING, 1))
+	if (runs_as_is(tstate, FIELD(PyObject *, frame, at.frame_code)))
 		__attribute__((musttail)) return next_3_9(tstate, frame, throwing);
 	__attribute__((musttail)) return switched_3_9(tstate, frame, throwing);
 }
@@ -290,7 +347,7 @@ static PyObject *eval_3_9(void *tstate, void *frame, int throwing)
 static PyObject *eval_3_8(void *frame, int throwing)
 {
 	void *tstate = _PyThreadState_UncheckedGet();
-	if (__builtin_expect(wanted(tstate, FIELD(void *, frame, at.frame_code)) == NOTHING, 1))
+	if (runs_as_is(tstate, FIELD(PyObject *, frame, at.frame_code)))
 		__attribute__((musttail)) return next_3_8(frame, throwing);
 	__attribute__((musttail)) return switched_3_8(frame, throwing);
 }
@@ -363,21 +420,7 @@ static PyObject *use_layout(UNUSED PyObject *self, PyObject *args)
 	return none();
 }
 
-/* The bytecode goes along as the compiler made it: what stands in the code object changes while it runs (3.11+). */
-static void tell_mark(PyObject *code, long order)
-{
-	PyObject *instructions = PyObject_GetAttrString(code, "co_code");
-	PyObject *handlers = instructions ? PyObject_GetAttrString(code, "co_exceptiontable") : 0;
-	PyErr_Clear();
-	rmprof_site_mark(code, order, instructions, handlers);
-	if (instructions)
-		Py_DecRef(instructions);
-	if (handlers)
-		Py_DecRef(handlers);
-}
-
-/* mark(code) -> True when it was not marked before. The reference taken is never given back, so that the memory of a
- * marked code object stays what it is as long as the process lives. */
+/* mark(code) -> True when it was not marked before. */
 static PyObject *mark(UNUSED PyObject *self, PyObject *code)
 {
 	PyObject *type = PyObject_Type(code);
@@ -386,14 +429,7 @@ static PyObject *mark(UNUSED PyObject *self, PyObject *code)
 		PyErr_SetString(PyExc_TypeError, "not a code object");
 		return 0;
 	}
-	unsigned long order;
-	int added = add_mark(code, &order);
-	if (added < 0)
-		return PyErr_NoMemory();
-	if (added) {
-		Py_IncRef(code);
-		tell_mark(code, (long)order);
-	}
+	int added = mark_code(code, 1);
 	if (layout_proved)
 		install_hook();
 	return PyBool_FromLong(added);
@@ -416,6 +452,7 @@ static struct PyMethodDef methods[] = {
 	{ "mark", mark, METH_O, 0 },
 	{ "hello", hello, METH_VARARGS, 0 },
 	STOP_METHODS
+	EVERY_METHODS
 	{ "on_line", (PyCFunction)(void *)on_line, METH_FASTCALL, 0 },
 	{ "on_end", (PyCFunction)(void *)on_end, METH_FASTCALL, 0 },
 #ifdef RMPROF_TEST
@@ -465,6 +502,11 @@ __attribute__((visibility("default"))) PyObject *PyInit__rmprof_launch(void)
 		slots[1].slot = Py_mod_gil;
 		slots[1].value = (void *)1;
 	}
+	/* From 3.12 on an interned string is every interpreter's. */
+	name_of_instructions = PyUnicode_InternFromString("co_code");
+	if (minor >= 11) /* Objects/codeobject.c: there is none before */
+		name_of_handlers = PyUnicode_InternFromString("co_exceptiontable");
+	PyErr_Clear();
 	struct definition *def = (struct definition *)(definition.bytes + header);
 	def->m_name = "_rmprof_launch";
 	def->m_methods = methods;

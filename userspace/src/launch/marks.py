@@ -64,22 +64,33 @@ def _monitor(extension, monitoring):
     return None
 
 
-def _make_mark(extension):
-    monitoring = getattr(sys, "monitoring", None)
-    if monitoring is None:
-        return extension.mark
+def _make_tool(extension, monitoring):
     tool = None
 
-    def mark(code):
+    def get():
         nonlocal tool
+        if tool is None:
+            tool = _monitor(extension, monitoring)
+        return tool
+
+    return get
+
+
+def _local_events(events):
+    # PY_START needs no callback: from 3.13 on CPython tells no line of code that begins where its RESUME stands, as
+    # a lambda does, unless that is asked for (Python/instrumentation.c, _Py_call_instrumentation_line).
+    return events.LINE | events.PY_START | events.PY_RETURN | events.PY_YIELD
+
+
+def _make_mark(extension, monitoring, get_tool):
+    if monitoring is None:
+        return extension.mark
+    local = _local_events(monitoring.events)
+
+    def mark(code):
         if extension.mark(code):
-            if tool is None:
-                tool = _monitor(extension, monitoring)
+            tool = get_tool()
             if tool is not None:
-                events = monitoring.events
-                # PY_START has no callback: from 3.13 on CPython tells no line of code that begins where its RESUME stands, as
-                # a lambda does, unless that is asked for (Python/instrumentation.c, _Py_call_instrumentation_line).
-                local = events.LINE | events.PY_START | events.PY_RETURN | events.PY_YIELD
                 monitoring.set_local_events(tool, code, local)
 
     return mark
@@ -161,23 +172,46 @@ class _StandIn:
         return __getattr__
 
 
+def _run(directory, name, filename):
+    # What else a file of ours has, if it is there.
+    try:
+        with sys.modules["_io"].FileIO(directory + "/" + name) as file:
+            text = file.readall()
+    except OSError:
+        return None
+    space = {"__name__": "<rmprof-bpf>", "__builtins__": sys.modules["builtins"]}
+    exec(compile(text, filename, "exec"), space)
+    return space["start"]
+
+
+def _start_every(extension, directory, monitoring, get_tool):
+    start_every = _run(directory, "rmprof-every.py", "<rmprof-bpf work>")
+    if start_every is None:
+        return
+    if monitoring is None:
+        start_every(extension, directory, None, None)
+    elif get_tool() is not None:
+        start_every(extension, directory, get_tool(), _local_events(monitoring.events))
+
+
 def start(directory):
     extension = _load(directory)
     minor = sys.version_info[1]
     if minor in _LAYOUTS:
         extension.use_layout(*_LAYOUTS[minor])
-    profile = _make_profile(_make_mark(extension))
+    monitoring = getattr(sys, "monitoring", None)
+    get_tool = _make_tool(extension, monitoring)
+    profile = _make_profile(_make_mark(extension, monitoring, get_tool))
     sys.meta_path.insert(0, _StandIn(profile))
     extension.hello(sys.hexversion, sys.modules["posix"].getpid())
     try:
-        with sys.modules["_io"].FileIO(directory + "/rmprof-debugger.py") as file:
-            text = file.readall()
-    except OSError:
-        return profile
-    space = {"__name__": "<rmprof-bpf>", "__builtins__": sys.modules["builtins"]}
+        _start_every(extension, directory, monitoring, get_tool)
+    except Exception:
+        pass  # functions that are not marked are not measured, and the report says so
     try:
-        exec(compile(text, "<rmprof-bpf debugger>", "exec"), space)
-        space["start"](extension, directory)
+        start_debugger = _run(directory, "rmprof-debugger.py", "<rmprof-bpf debugger>")
+        if start_debugger is not None:
+            start_debugger(extension, directory)
     except Exception:
         extension.limit(3, 3)  # refused: unknown
     return profile

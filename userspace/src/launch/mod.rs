@@ -9,7 +9,8 @@
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
 //! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.6 to 3.15 |
 //! | `rmprof-debugger.py` | `debugger.py`, with `--pdb-mmem` alone: opens pdb at the line that `stop.h` stops at |
-//! | `_rmprof_launch.so` | `line_events.c`: keeps the set of marked code objects and calls the [`SITES`] |
+//! | `rmprof-every.py` | `every.py`, where a column takes it: has every function of the user's own code give line events, marked or not |
+//! | `_rmprof_launch.so` | `line_events.c`: keeps the set of code objects that give line events and calls the [`SITES`] |
 //! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
 //! | `__pycache__` | an empty *file*: no Python run by root leaves compiled files here |
 //!
@@ -18,11 +19,17 @@
 //! return where the kernel side's probe sits. In other interpreters than CPython 3.6 to 3.15 `profile` is the identity and
 //! no site is called; any failure of ours has the same outcome. `-I`, `-E` and `-S` keep the shim out: no `profile` then.
 //!
-//! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each marked code object
-//! `rmprof_site_mark(code, order, co_code, co_exceptiontable)` once, before its first event, `order` from 0; `rmprof_site_line(code, line, what)` with
-//! what = 0 when a line begins and 1 when the frame's current line ended without another beginning in this frame (return,
+//! Which code is the user's own is decided in `every.h`, by its file name and once: up to 3.11 by the frame evaluation function, from 3.12
+//! on at `PY_START`, which is off for other code from its first call on. It is never less than what the report then chooses from
+//! (`report/select.rs`); of a glob its ends are looked at (`every.rs`).
+//!
+//! The order in one process: `rmprof_site_hello(hexversion, pid)` once; for each code object that gives line events
+//! `rmprof_site_mark(code, number_and_asked, co_code, co_exceptiontable)` before its first event, `number` from 0 and above bit 0, and again
+//! where a mark of the program's own (bit 0) comes after it has run; `rmprof_site_line(code, line, what)`, the number in `what` above bit 0, which is
+//! 0 when a line begins and 1 when the frame's current line ended without another beginning in this frame (return,
 //! yield, await, exception; `line` is then the line that ended). A generator closed before it began gives a lone 1. After a
-//! resumption CPython tells no line until the next one begins. A marked code object is never freed. A child of fork calls
+//! resumption CPython tells no line until the next one begins. Code of a function that gives line events is never freed;
+//! other code (modules, class bodies) is let go when no frame of it runs, and has a new number when it comes back. A child of fork calls
 //! no hello and no mark: it has its parent's marks, at the same addresses.
 //!
 //! # What a program can see of it
@@ -47,6 +54,8 @@
 //! - With `--pdb-mmem`: a handler of the highest real-time signal that has none. 3.12 and later: a pending call that does nothing,
 //!   made before the program begins. After the limit was passed: tracing, until the debugger has gone; standard modules that pdb
 //!   imports; two audit events `sys.settrace` a stop (one more from 3.12 on).
+//! - With a column that takes line events of every function, all that is said of marks from the start, and for all of the user's own
+//!   functions. Up to 3.11 a frame in which the program itself sets and unsets a trace function gives none from there on.
 //! - A traceback out of the user's own `sitecustomize` (`python -v`, `SystemExit`) has our frame in it.
 //! - `-X importtime` has a line `sitecustomize` more. Audit events: one `import` of the extension, and up to 3.11 two
 //!   `sys.settrace`, all before any Python code of the program can listen.
@@ -61,6 +70,7 @@
 //! Nothing, even when we are killed: see `janitor.rs`.
 
 mod directory;
+mod every;
 mod janitor;
 mod sites;
 
@@ -79,6 +89,7 @@ pub use sites::{SITES, Site, SitePlace, offset_of, site_places};
 pub(crate) const EXTENSION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/line_events.so"));
 const EXTENSION_NAME: &CStr = c"_rmprof_launch.so";
 const DEBUGGER_NAME: &CStr = c"rmprof-debugger.py";
+const EVERY_NAME: &CStr = c"rmprof-every.py";
 
 /// Every file of the directory, and one that only Python 2 run by root leaves.
 const FILES: &[(&CStr, &[u8])] = &[
@@ -92,6 +103,7 @@ const NAMES: &[&CStr] = &[
     c"sitecustomize.py",
     c"rmprof-marks.py",
     DEBUGGER_NAME,
+    EVERY_NAME,
     EXTENSION_NAME,
     abi::RM_TALLY_FILE,
     c"__pycache__",
@@ -153,6 +165,16 @@ impl Shim {
     pub fn add_debugger(&self, limit: u64) -> Result<()> {
         let text = format!("LIMIT = {limit}\n{}", include_str!("debugger.py"));
         self.write_all(&[(DEBUGGER_NAME, text.as_bytes())])
+    }
+
+    /// Has not only marked functions give line events but every one of the user's own code; or of the files that match `include`, or of
+    /// `all`.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn add_every(&self, all: bool, include: &[String]) -> Result<()> {
+        self.write_all(&[(EVERY_NAME, every::text(all, include).as_bytes())])
     }
 
     /// The directory, absolute.

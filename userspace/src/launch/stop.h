@@ -10,8 +10,6 @@
  *          PyEval_SetTrace. In a marked function line events are on already: the next one stops.
  */
 
-#include "../../../probes/bpf/rmprof.h" /* enum rm_limit_call, enum rm_limit_refusal */
-
 /* 3.12+, in bytes, from debugger.py. Of the thread state: trace_func, and eval_breaker from 3.13 on. Of the interpreter state: the rest
  * (Include/internal/pycore_ceval_state.h, struct _pending_calls). */
 static struct {
@@ -30,27 +28,10 @@ static struct {
 	PyObject *at_line;
 } stop;
 
-/* ---- system calls -------------------------------------------------------------------------------------------------- */
-
-#if defined(__x86_64__)
-enum { SYS_READ = 0, SYS_CLOSE = 3, SYS_SIGACTION = 13, SYS_OPENAT = 257 };
-static long system_call(long number, long a, long b, long c, long d)
-{
-	long result;
-	register long fourth __asm__("r10") = d;
-	__asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth) : "rcx", "r11", "memory");
-	return result;
-}
 /* What a handler returns to: rt_sigreturn. */
+#if defined(__x86_64__)
 __attribute__((naked, noinline, used)) static void handler_return(void) { __asm__("mov $15, %eax\n\tsyscall"); }
 #else
-enum { SYS_READ = 63, SYS_CLOSE = 57, SYS_SIGACTION = 134, SYS_OPENAT = 56 };
-static long system_call(long number, long a, long b, long c, long d)
-{
-	register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c, x3 __asm__("x3") = d;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-	return x0;
-}
 __attribute__((naked, noinline, used)) static void handler_return(void) { __asm__("mov x8, #139\n\tsvc 0"); }
 #endif
 
@@ -260,7 +241,7 @@ static PyObject *limit(UNUSED PyObject *self, PyObject *args)
 static PyObject *resume(UNUSED PyObject *self, PyObject *code)
 {
 	void *thread = PyGILState_GetThisThreadState();
-	if (layout_proved && is_marked(code) && !trace_func(thread))
+	if (layout_proved && entry_of(code) && !trace_func(thread))
 		set_trace(thread, trace);
 	rmprof_site_limit(RM_LIMIT_CONTINUED, 0, 0);
 	return none();
@@ -273,8 +254,8 @@ static PyObject *line(UNUSED PyObject *self, PyObject *args)
 	long number, what;
 	if (!PyArg_ParseTuple(args, "Oll", &code, &number, &what))
 		return 0;
-	if (layout_proved && is_marked(code))
-		site_line(code, number, what);
+	if (layout_proved)
+		line_event(entry_of(code), code, number, what);
 	return none();
 }
 

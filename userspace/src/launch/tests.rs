@@ -217,6 +217,20 @@ fn line_events_agree_with_the_interpreter() {
     }
 }
 
+/// The same of functions that nobody marked: all files are asked for, as the scenarios' have names of their own.
+#[test]
+fn line_events_of_every_function_agree_with_the_interpreter() {
+    let shim = test_shim();
+    shim.add_every(true, &[]).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/launch/check/line_events.py");
+    for python in pythons() {
+        let output = Command::new(&python).arg(&script).arg("every").env("PYTHONPATH", shim.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        println!("{}: {said}", python.display());
+        assert!(output.status.success(), "{}: {said}{}", python.display(), String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 #[test]
 fn programs_behave_as_without_the_shim() {
     let shim = Shim::create().unwrap();

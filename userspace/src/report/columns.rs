@@ -130,6 +130,11 @@ impl Column {
         }
     }
 
+    /// Whether it is of executions of the line: it takes the interpreter's line events.
+    pub fn takes_line_events(self) -> bool {
+        matches!(self, Column::Occurrences | Column::Peak)
+    }
+
     /// Spaces before the column and its smallest width, as one of `columns`.
     pub(super) fn layout(self, columns: &[Column]) -> (usize, usize) {
         if self == Column::Occurrences && columns == Column::CLASSIC { (2, 10) } else { (1, 12) }

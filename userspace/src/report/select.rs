@@ -12,6 +12,7 @@ pub struct Selection {
     include: Option<Globs>,
     exclude: Option<Globs>,
     all_files: bool,
+    included: Vec<String>,
 }
 
 /// Globs, those without a slash apart: they match base names too. `*` crosses slashes, so `/srv/*` is all below it.
@@ -27,7 +28,12 @@ impl Selection {
     /// # Errors
     /// Names the glob that cannot be read; the hint says what is wrong with it.
     pub fn new(include: &[String], exclude: &[String], all_files: bool) -> Result<Self, OptionError> {
-        Ok(Self { include: Globs::new(include)?, exclude: Globs::new(exclude)?, all_files })
+        Ok(Self { include: Globs::new(include)?, exclude: Globs::new(exclude)?, all_files, included: include.to_vec() })
+    }
+
+    /// The globs of `--include`.
+    pub fn included(&self) -> &[String] {
+        &self.included
     }
 
     /// Whether functions of other files than the user's own may be shown.

@@ -12,8 +12,8 @@ use super::image::{FunctionInfo, Image};
 use crate::kernel::counters::{COUNTERS, EARLY_FULL, Missing, NATIVES_FULL};
 use crate::kernel::{Mode, Sampled, Totals};
 use crate::ledger::{
-    Folded, LineCounts, LineTotals, Origin, ProcessId, Reason, SiteCounts, SiteVariances, Stack, StackId, StackStatus,
-    Variances, fold,
+    Folded, LineCounts, LinePlace, LineTotals, Origin, ProcessId, Reason, SiteCounts, SiteVariances, Stack, StackId,
+    StackStatus, Variances, fold,
 };
 use crate::plan::ReportPlan;
 use crate::python::flow::Flow;
@@ -251,10 +251,11 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
     let net_bytes = sites.iter().map(|(_, counts)| counts.net_bytes()).fold(0, i64::saturating_add);
     let moved = folded.moved_bytes();
     let command_text = CommandText::of(image);
+    let events = line_events_of(image.birth.id, totals);
     let mut functions: Vec<(Option<u32>, Function)> = Vec::new();
     for index in 0..image.functions.len() {
         let key = u32::try_from(index).unwrap_or(u32::MAX);
-        let lines = measured_lines(image, key, &folded, totals, (plan.mode, unit));
+        let lines = measured_lines(image, key, &folded, &events, (plan.mode, unit));
         let Some(info) = image.functions.get(index) else { continue };
         let (mark, code, filename) = (info.mark, Arc::clone(&info.code), info.code.filename.clone());
         let entry = mark.and_then(|_| entry_of(info, image.birth.id, totals));
@@ -378,17 +379,27 @@ fn fold_image(image: &mut Image, totals: &Totals, plan: &ReportPlan) -> (Vec<(St
 }
 
 fn entry_of(info: &FunctionInfo, id: ProcessId, totals: &Totals) -> Option<u64> {
-    let entries =
-        totals.entries.iter().filter(|(process, code, _)| *process == id && info.marked_addresses.contains(code));
+    let entries = totals.entries.iter().filter(|(process, number, _)| *process == id && info.numbers.contains(number));
     entries.map(|(_, _, resident)| *resident).filter(|resident| *resident > 0).min()
 }
 
-/// The lines of one function: what the stacks say of their bytes, and for a marked one what its line events measured.
+/// What line events measured of one image, by the number of the code object: lines and their counts.
+type LineEvents<'t> = BTreeMap<u32, Vec<(LinePlace, &'t LineCounts)>>;
+
+fn line_events_of(id: ProcessId, totals: &Totals) -> LineEvents<'_> {
+    let mut events = LineEvents::new();
+    for (_, number, place, counts) in totals.lines.iter().filter(|(process, ..)| *process == id) {
+        events.entry(*number).or_default().push((*place, counts));
+    }
+    events
+}
+
+/// The lines of one function: what the stacks say of their bytes, and its line events, where it gives any, of its executions.
 fn measured_lines(
     image: &Image,
     function: u32,
     folded: &Folded,
-    totals: &Totals,
+    events: &LineEvents<'_>,
     (mode, unit): (Mode, Option<Unit>),
 ) -> Vec<Line> {
     let mut lines: BTreeMap<u32, Line> = BTreeMap::new();
@@ -399,15 +410,9 @@ fn measured_lines(
             lines.insert(position.line, Line { native, ..line_of(position.line, sums, mode, unit) });
         }
     }
-    if info.mark.is_none() {
-        return lines.into_values().collect();
-    }
-    let own = totals
-        .lines
-        .iter()
-        .filter(|(process, code, ..)| *process == image.birth.id && info.marked_addresses.contains(code));
+    let own = info.numbers.iter().filter_map(|number| events.get(number)).flatten();
     let mut begun: BTreeMap<u32, BTreeMap<u32, u64>> = BTreeMap::new();
-    for (_, _, place, counts) in own {
+    for (place, counts) in own {
         let line = lines.entry(place.line).or_insert_with(|| Line { line: place.line, ..Line::default() });
         match place.position {
             Some(position) => *begun.entry(place.line).or_default().entry(position).or_default() += counts.occurrences,

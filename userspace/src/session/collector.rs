@@ -234,9 +234,9 @@ impl Collector {
                         image.piece(key, piece);
                     }
                 }
-                Event::Mark { process, key, order } => {
+                Event::Mark { process, key, number, asked } => {
                     if let Some(image) = self.images.get_mut(&process) {
-                        image.mark(key, order);
+                        image.mark(key, number, asked);
                     }
                 }
                 Event::Hello { process } => {

@@ -1,6 +1,6 @@
 //! One process image as the collector knows it: its stacks, code objects, marks and mappings, growing as records come.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -158,9 +158,9 @@ pub struct FunctionInfo {
     pub own_lines: Vec<u32>,
     /// The mark's order, if it is marked.
     pub mark: Option<u32>,
-    /// Addresses of its marked code objects.
-    pub marked_addresses: Vec<u64>,
-    /// Of a marked one, which line events go on with an execution; `None` where that is not known.
+    /// Numbers of its code objects that gave line events.
+    pub numbers: BTreeSet<u32>,
+    /// Of one that gives them, which go on with an execution; `None` where that is not known.
     pub flow: Option<Flow>,
 }
 
@@ -172,8 +172,9 @@ const NOT_READ: u32 = 0;
 
 /// The name under which our own help to the program is compiled (`launch/`).
 const OWN_HELP: &str = "<rmprof-bpf>";
-/// The file name of the debugger that it opens.
-const DEBUGGER: &str = "<rmprof-bpf debugger>";
+/// What the file names begin with of what it does in the middle of the program: the debugger that it opens, and the line events that it
+/// has functions give.
+const OWN_WORK: &str = "<rmprof-bpf ";
 
 /// See the module.
 #[derive(Debug)]
@@ -193,7 +194,8 @@ pub struct Image {
     codes: HashMap<CodeKey, Option<u32>>,
     by_content: HashMap<Arc<CodeObject>, u32>,
     mappings: Mappings,
-    marks_waiting: Vec<(CodeKey, u32)>,
+    /// Code objects that are still to be heard of, their numbers, and whether they are marked.
+    marks_waiting: Vec<(CodeKey, u32, bool)>,
     sources: Sources,
     /// Thread states still to be held against the interpreter's own list.
     checks: u32,
@@ -308,8 +310,8 @@ impl Image {
         }
         let index = code.map(|code| self.function_of(code));
         self.codes.insert(key, index);
-        for (key, order) in std::mem::take(&mut self.marks_waiting) {
-            self.mark(key, order);
+        for (key, number, asked) in std::mem::take(&mut self.marks_waiting) {
+            self.mark(key, number, asked);
         }
     }
 
@@ -345,15 +347,15 @@ impl Image {
         }
         let own_lines = code.own_lines();
         self.by_content.insert(Arc::clone(&code), index);
-        self.functions.push(FunctionInfo { code, own_lines, mark: None, marked_addresses: Vec::new(), flow: None });
+        self.functions.push(FunctionInfo { code, own_lines, mark: None, numbers: BTreeSet::new(), flow: None });
         index
     }
 
-    /// A code object was marked. It is read at once: the launch help keeps it alive, but not the process.
-    pub fn mark(&mut self, key: CodeKey, order: u32) {
+    /// A code object gives line events from here on. It is read at once: the launch help keeps it alive, but not the process.
+    pub fn mark(&mut self, key: CodeKey, number: u32, asked: bool) {
         if !self.codes.contains_key(&key) {
             let Some(mut code) = self.read(key) else {
-                self.marks_waiting.push((key, order));
+                self.marks_waiting.push((key, number, asked));
                 return;
             };
             self.mend(key, &mut code, None);
@@ -367,10 +369,10 @@ impl Image {
                 let code = &function.code;
                 function.flow = Flow::new(codes, &bytecode, &handlers, &code.lines, code.first_line);
             }
-            function.mark.get_or_insert(order);
-            if !function.marked_addresses.contains(&key.address) {
-                function.marked_addresses.push(key.address);
+            if asked {
+                function.mark.get_or_insert(number);
             }
+            function.numbers.insert(number);
         }
     }
 
@@ -398,7 +400,7 @@ impl Image {
         if function.code.filename == OWN_HELP || self.is_help_file(&function.code.filename) {
             return Resolved::Skip;
         }
-        if function.code.filename == DEBUGGER {
+        if function.code.filename.starts_with(OWN_WORK) {
             return Resolved::OwnWork;
         }
         match function.code.line_of(frame.position) {

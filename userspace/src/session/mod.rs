@@ -43,7 +43,7 @@ use outlet::Outlet;
 
 use crate::kernel::{Drain, Follow, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
-use crate::plan::RunPlan;
+use crate::plan::{ReportPlan, RunPlan};
 use crate::report::Cause;
 use crate::target::credentials::{self, Credentials, CredentialsError};
 use crate::target::signals::Signals;
@@ -146,7 +146,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
     let mut outlet = Outlet::open(&plan.report, credentials.clone())?;
     let shim = match Shim::create() {
-        Ok(shim) => Some(limits::with_debugger(shim, plan.debugger)),
+        Ok(shim) => Some(with_every(limits::with_debugger(shim, plan.debugger), &plan.report)),
         Err(error) => {
             say(&format!("marks are not available: {error:#}"));
             None
@@ -217,6 +217,17 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     }
     written?;
     Ok(checks.status(&report, exit.map_or(exit_code(status), i32::from)))
+}
+
+/// Has every function of the program's own code give line events, where a column of its lines takes that.
+fn with_every(shim: Shim, plan: &ReportPlan) -> Shim {
+    if let Some(column) = plan.column_of_executions() {
+        let selection = &plan.options.selection;
+        if let Err(error) = shim.add_every(selection.all_files(), selection.included()) {
+            say(&format!("the column '{}' is of marked functions alone: {error:#}", column.name()));
+        }
+    }
+    shim
 }
 
 /// Have we the capabilities that all we do takes?

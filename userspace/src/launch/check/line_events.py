@@ -3,6 +3,8 @@
 Run by the unit test `line_events_agree_with_the_interpreter` of launch/mod.rs on every Python it finds: with the shim
 directory in PYTHONPATH, where the extension is its test build (-DRMPROF_TEST), which remembers what the sites were given.
 By hand: PYTHONPATH=<shim> python3 line_events.py
+With the word `every`, where the shim has every function give line events: no function is marked, and all code of a scenario is
+compared, its module and class bodies too, from their first execution on.
 
 Every scenario is compiled and run twice: once marked with our `profile`, once watched by the interpreter's own means
 (sys.settrace up to 3.11, a sys.monitoring tool with Python callbacks from 3.12), and the two must have given the same
@@ -13,6 +15,7 @@ import sys
 import threading
 
 MARK = builtins.profile
+EVERY = sys.argv[1:] == ["every"]
 CELLS = dict(zip(MARK.__code__.co_freevars, (c.cell_contents for c in MARK.__closure__)))
 INNER = CELLS["mark"]
 EXTENSION = getattr(INNER, "__self__", None)
@@ -22,21 +25,24 @@ if EXTENSION is None:
 
 class Oracle:
     def __init__(self):
-        self.codes, self.events = set(), []
+        self.codes, self.events, self.name = set(), [], None
 
     def profile(self, func):
         inner = getattr(func, "__func__", getattr(func, "fget", func))
         self.codes.add(inner.__code__)
         return func
 
+    def has(self, code):
+        return code.co_filename == self.name if EVERY else code in self.codes
+
     def note(self, code, line, what):
-        if code in self.codes:
+        if self.has(code):
             self.events.append((code, line, what, threading.get_ident()))
 
 
 class TraceOracle(Oracle):
     def trace(self, frame, event, arg):
-        if frame.f_code not in self.codes:
+        if not self.has(frame.f_code):
             return None
         if event in ("line", "return"):
             self.note(frame.f_code, frame.f_lineno, int(event == "return"))
@@ -411,18 +417,28 @@ def difference(ours, truth):
 
 
 def check(name, source, expected):
-    run = execute(source, MARK, name)
-    EXTENSION.events(None)
-    run()
     import gc
-    gc.collect()
-    ours = by_thread(EXTENSION.events(None))
     oracle = (MonitorOracle if hasattr(sys, "monitoring") else TraceOracle)()
-    run = execute(source, oracle.profile, name)
+    oracle.name = "<%s>" % name
+    if EVERY:
+        expected = None
+        EXTENSION.events(None)
+        execute(source, lambda function: function, name)()
+    else:
+        run = execute(source, MARK, name)
+        EXTENSION.events(None)
+        run()
+    gc.collect()
+    ours = by_thread(event for event in EXTENSION.events(None) if not EVERY or event[0].co_filename == oracle.name)
     def watched():
         run()
         gc.collect()
-    oracle.run(watched)
+    def watched_whole():
+        execute(source, lambda function: function, name)()
+        gc.collect()
+    if not EVERY:
+        run = execute(source, oracle.profile, name)
+    oracle.run(watched_whole if EVERY else watched)
     truth = by_thread(oracle.events)
     if ours != truth:
         return "%s: %s" % (name, difference(ours, truth))
@@ -553,9 +569,39 @@ def many_marks():
     return None if len(events) == 6000 else "many marks: %d events" % len(events)
 
 
+def code_that_runs_once_is_given_back():
+    """Code that is no function is kept no longer than it runs, and measured again when it comes back."""
+    import gc
+    import weakref
+    text = "def f():\n    return 1\nclass A:\n    x = 1\n"
+
+    def runs(filename):
+        code = compile(text, filename, "exec")
+        EXTENSION.events(None)
+        for _ in range(2):
+            exec(code, {})
+        exec(compile(text, filename, "exec"), {})
+        events = [event[1:3] for event in EXTENSION.events(None) if event[0].co_filename == filename]
+        return events, weakref.ref(code)
+
+    unmeasured, without = runs("<rmprof-bpf, not measured>")
+    events, reference = runs("once.py")
+    gc.collect()
+    third = len(events) // 3
+    if unmeasured or not third or events[:third] * 3 != events:
+        return "once: %r" % events
+    if (reference() is None) != (without() is None):  # free-threaded builds keep it themselves
+        return "once: the code object is still there"
+    return None
+
+
 def main():
+    if EVERY and sys.version_info < (3, 11):
+        del SCENARIOS["unmarked callees"]  # the oracle's f_locals keep what `del` lets go of
     failures = [f for f in (check(name, *rest) for name, rest in SCENARIOS.items()) if f]
-    for function in (settrace_stays_theirs, same_object, audit_silent, after_fork, deep_recursion, many_marks):
+    if EVERY:
+        failures += filter(None, [code_that_runs_once_is_given_back()])
+    for function in () if EVERY else (settrace_stays_theirs, same_object, audit_silent, after_fork, deep_recursion, many_marks):
         failures += filter(None, [function()])
     for failure in failures:
         print("FAILED", failure)

@@ -7,11 +7,14 @@ static struct { void *code; long line, what; unsigned long thread; } test_events
 static unsigned test_count;
 static void site_line(void *code, long line, long what)
 {
+	if (!code)
+		return;
 	unsigned i = __atomic_fetch_add(&test_count, 1, __ATOMIC_RELAXED);
 	if (i < sizeof test_events / sizeof *test_events) {
+		Py_IncRef(code); /* it may be gone when it is asked for */
 		test_events[i].code = code;
 		test_events[i].line = line;
-		test_events[i].what = what;
+		test_events[i].what = what & 1;
 		test_events[i].thread = PyThread_get_thread_ident();
 	}
 	rmprof_site_line(code, line, what);
@@ -26,6 +29,7 @@ static PyObject *test_take(UNUSED PyObject *self, UNUSED PyObject *arg)
 		if (!item || PyList_Append(list, item))
 			return 0;
 		Py_DecRef(item);
+		Py_DecRef(test_events[i].code);
 	}
 	test_count = 0;
 	return list;
