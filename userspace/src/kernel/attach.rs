@@ -103,6 +103,7 @@ impl Attacher {
     /// # Errors
     /// What the kernel says of the file or the offsets.
     pub fn attach_heap(&self, pid: u32, library: &File, points: &[ProbePoint]) -> io::Result<Links> {
+        let points = &releases_first(points);
         match &self.heap {
             None => Ok(Links::default()),
             Some(HeapPrograms::Session(program)) => {
@@ -190,6 +191,18 @@ impl Attacher {
         }
         Ok(())
     }
+}
+
+/// The kernel puts them on one after the other, while a process that nobody holds runs: a block that was seen to be asked for is to be seen
+/// released.
+fn releases_first(points: &[ProbePoint]) -> Vec<ProbePoint> {
+    let mut points = points.to_vec();
+    points.sort_by_key(|point| match point.role {
+        abi::RM_ROLE_FREE => 0,
+        abi::RM_ROLE_REALLOC | abi::RM_ROLE_REALLOCARRAY => 1,
+        _ => 2,
+    });
+    points
 }
 
 /// Resident memory of a process, without what is ours: `resident_bytes` of probes/bpf/maps.bpf.h.

@@ -189,7 +189,8 @@ fn pythons() -> Vec<PathBuf> {
 /// A shim whose extension remembers what the sites were given.
 fn test_shim() -> Shim {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/launch");
-    let object = std::env::temp_dir().join(format!("rmprof-launch-test-{}.so", std::process::id()));
+    let folder = tempfile::tempdir().unwrap(); // tests that run side by side each make one
+    let object = folder.path().join("line_events.so");
     let status = Command::new(std::env::var("CLANG").unwrap_or_else(|_| "clang".into()))
         .args(include_str!("line_events.flags").split_whitespace())
         .arg("-DRMPROF_TEST")
@@ -201,7 +202,6 @@ fn test_shim() -> Shim {
     assert!(status.success());
     let shim = Shim::create().unwrap();
     std::fs::copy(&object, shim.extension_path()).unwrap();
-    std::fs::remove_file(&object).unwrap();
     shim
 }
 
