@@ -122,8 +122,7 @@ fn root_asking_for_peak_changes_no_line_s_bytes() {
         let mut compared = 0;
         for (function, line) in bare.only().lines() {
             let number = u32::try_from(line.number("line")).unwrap();
-            // What the interpreter keeps for reuse from before the program began is not the same with more of our help there: an import
-            // on 3.6 released 664 bytes more, run after run.
+            // On 3.6 an import released 664 bytes more with the columns, run after run; why is not known.
             if line.source().is_some_and(|text| text.starts_with("import ")) {
                 continue;
             }
