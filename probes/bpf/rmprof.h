@@ -286,8 +286,8 @@ struct rm_site {
 };
 
 /*
- * Key and value of the lines map: one line of a code object that gives line events, begun at one instruction; occurrences alone, since user space decides
- * which of them go on with an execution. What was measured of the line, wherever it began, is under RM_ABSENT.
+ * Key and value of the lines map: one line of a code object that gives line events, begun at one instruction; occurrences alone, since
+ * user space decides which of them go on with an execution. What was measured of the line, wherever it began, is under RM_ABSENT.
  */
 struct rm_line_key {
 	rm_u32 number; /* of the code object: its address may be another's later */
@@ -421,7 +421,7 @@ enum rm_part {
 	RM_PART_QUALNAME = 2,
 	RM_PART_TABLE = 3,
 	RM_PART_BYTECODE = 4, /* where the layout has code_code */
-	RM_PART_INSTRUCTIONS = 5, /* of a marked code object, as the compiler made them: goes before the rm_mark_event */
+	RM_PART_INSTRUCTIONS = 5, /* of one that gives line events, as the compiler made them: goes before the rm_mark_event */
 	RM_PART_HANDLERS = 6,     /* so does co_exceptiontable, where there is one (3.11+) */
 };
 

@@ -207,7 +207,7 @@ def start(directory):
     try:
         _start_every(extension, directory, monitoring, get_tool)
     except Exception:
-        pass  # functions that are not marked are not measured, and the report says so
+        pass  # functions that are not marked are not measured then: they have nothing in these columns
     try:
         start_debugger = _run(directory, "rmprof-debugger.py", "<rmprof-bpf debugger>")
         if start_debugger is not None:

@@ -20,6 +20,13 @@ pub(super) struct Todo {
     pub exit: Option<u8>,
 }
 
+impl Todo {
+    /// Is one to be written now? A command is told of a report in a file; on standard output nobody asked for one.
+    pub fn wants_report(&self, to_file: bool) -> bool {
+        self.report || !self.commands.is_empty() && to_file
+    }
+}
+
 /// Acts on what was passed since the last time.
 pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
     let mut todo = Todo::default();

@@ -190,8 +190,7 @@ impl Watch<'_> {
             self.hear();
             self.commands.look_after();
             let todo = alarms::act(&self.plan.alarms, &mut self.collector);
-            // A command is told of a report in a file; on standard output nobody asked for one.
-            if todo.report || !todo.commands.is_empty() && self.plan.report.output.is_some() {
+            if todo.wants_report(self.plan.report.output.is_some()) {
                 cause = cause.or(Some(Cause::Limit));
             }
             if !self.collector.killed.is_empty() && tokio::time::Instant::now() >= killed_due && self.follower.has_any()

@@ -35,9 +35,8 @@ const MOST_EARLY: usize = 1 << 14;
 /// So many images that have ended make it worth to read the maps.
 const MANY: usize = 16;
 
-fn add_tally(image: &mut Image, totals: &mut Totals) {
-    if let Some(tally) = &mut image.tally {
-        tally.finish(None);
+fn add_tally(image: &Image, totals: &mut Totals) {
+    if let Some(tally) = &image.tally {
         tally.add_to(image.birth.id, totals);
     }
 }
@@ -142,6 +141,9 @@ impl Collector {
         ended.sort_unstable();
         let mut images: Vec<Image> = ended.iter().filter_map(|id| self.images.remove(id)).collect();
         for image in &mut images {
+            if let Some(tally) = &mut image.tally {
+                tally.finish(None);
+            }
             add_tally(image, &mut totals);
             image.settle_natives(None, &mut self.files);
         }
@@ -168,11 +170,7 @@ impl Collector {
 
     /// Adds to the kernel side's sums what was taken of those that the processes counted themselves.
     pub fn add_tallies(&self, totals: &mut Totals) {
-        for image in self.images.values() {
-            if let Some(tally) = &image.tally {
-                tally.add_to(image.birth.id, totals);
-            }
-        }
+        self.images.values().for_each(|image| add_tally(image, totals));
         totals.counters.iter_mut().zip(&self.kept.counters).for_each(|(total, kept)| *total += kept);
         totals.siteless.0 += self.kept.siteless.0;
         totals.siteless.1 += self.kept.siteless.1;

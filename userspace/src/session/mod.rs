@@ -321,10 +321,8 @@ impl Gathering<'_, '_> {
     fn act(&mut self, goes_on: bool) -> Option<u8> {
         self.commands.look_after();
         let todo = alarms::act(&self.plan.alarms, self.collector);
-        // A command is told of a report in a file; on standard output nobody asked for one.
-        let wanted = todo.report || !todo.commands.is_empty() && self.plan.report.output.is_some();
-        if wanted
-            && goes_on
+        if goes_on
+            && todo.wants_report(self.plan.report.output.is_some())
             && let Err(error) = self.snapshot()
         {
             say(&format!("{error}\nhint: {}", error.hint()));

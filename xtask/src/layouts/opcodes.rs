@@ -134,6 +134,9 @@ const ABSOLUTE_SINCE_3_9: &[&str] = &[
 ];
 const SET_UP: &[&str] = &["JUMP_FORWARD", "FOR_ITER", "SETUP_FINALLY", "SETUP_WITH", "SETUP_ASYNC_WITH"];
 const ENDS: &[&str] = &["JUMP_FORWARD", "JUMP_ABSOLUTE", "RETURN_VALUE", "RAISE_VARARGS", "RERAISE"];
+/// And RETURN_CONST, while there was one (3.12, 3.13).
+const ENDS_SINCE_3_11: &[&str] =
+    &["JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "RETURN_VALUE", "RAISE_VARARGS", "RERAISE"];
 const FORWARD: &[&str] = &[
     "JUMP_FORWARD",
     "FOR_ITER",
@@ -197,14 +200,7 @@ const FLOWS: &[Flow] = &[
             "POP_JUMP_BACKWARD_IF_NOT_NONE",
         ],
         absolute: &[],
-        ends: &[
-            "JUMP_FORWARD",
-            "JUMP_BACKWARD",
-            "JUMP_BACKWARD_NO_INTERRUPT",
-            "RETURN_VALUE",
-            "RAISE_VARARGS",
-            "RERAISE",
-        ],
+        ends: ENDS_SINCE_3_11,
         awaits: AWAITS,
     },
     Flow {
@@ -230,14 +226,7 @@ const FLOWS: &[Flow] = &[
         forward: FORWARD,
         backward: BACKWARD,
         absolute: &[],
-        ends: &[
-            "JUMP_FORWARD",
-            "JUMP_BACKWARD",
-            "JUMP_BACKWARD_NO_INTERRUPT",
-            "RETURN_VALUE",
-            "RAISE_VARARGS",
-            "RERAISE",
-        ],
+        ends: ENDS_SINCE_3_11,
         awaits: AWAITS,
     },
 ];
