@@ -210,10 +210,16 @@ static void leave_environment(char **variables)
 	}
 }
 
-/* Of line_events.c: the line that ran is over, and was told to the kernel side. */
-PUBLIC void rmprof_tally_line(void)
+/*
+ * Of line_events.c, before and after a line event is told to the kernel side. Before: it has to know where this process counts, which a
+ * fork that has asked for no block yet has not said. After: what the line that ended reached has been read.
+ */
+PUBLIC void rmprof_tally_line(long told)
 {
-	thread.highest = thread.net;
+	if (told)
+		thread.highest = thread.net;
+	else
+		counting();
 }
 
 /* ---- the allocator's functions ------------------------------------------------------------------------------------------- */

@@ -284,14 +284,17 @@ if os.fork() == 0:
 os.read(ready[0], 1)
 ",
     );
-    let ran = Run::json().words([&any_python().path, &program.path]).run().expect(0).quiet();
-    assert_eq!(ran.stdout_text(), "daemon 1000000\n");
-    let report = ran.report();
-    assert_eq!(report.processes().len(), 2, "{report}");
-    let daemon =
-        report.processes().into_iter().find(|process| process.parent() == report.processes()[0].pid()).unwrap();
-    let grown = daemon.line("grow", program.line("# here")).number("peak_bytes");
-    near_blocks(grown, 2_000_000 + NUL);
+    // On newer systems the child asks for no block before its first line.
+    for python in supported_pythons() {
+        let ran = Run::json().words([&python.path, &program.path]).run().expect(0).quiet();
+        assert_eq!(ran.stdout_text(), "daemon 1000000\n", "{python:?}");
+        let report = ran.report();
+        assert_eq!(report.processes().len(), 2, "{python:?} {report}");
+        let daemon =
+            report.processes().into_iter().find(|process| process.parent() == report.processes()[0].pid()).unwrap();
+        let grown = daemon.line("grow", program.line("# here")).number("peak_bytes");
+        near_blocks(grown, 2_000_000 + NUL);
+    }
 }
 
 /// More processes at once than there are descriptors to begin with: each takes several of ours.

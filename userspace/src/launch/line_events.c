@@ -77,7 +77,7 @@ extern WEAK void *_PyThreadState_UncheckedGet(void);                            
 extern WEAK frame_eval_3_9 _PyInterpreterState_GetEvalFrameFunc(void *);        /* 3.9+ */
 extern WEAK void _PyInterpreterState_SetEvalFrameFunc(void *, frame_eval_3_9);  /* 3.9+ */
 /* Of the preloaded library (probes/preload/tally.c), where that is. */
-extern WEAK void rmprof_tally_line(void);
+extern WEAK void rmprof_tally_line(long told);
 
 /* ---- the sites ------------------------------------------------------------------------------------------------- */
 
@@ -112,9 +112,11 @@ SITE void rmprof_site_limit(UNUSED long call, UNUSED long value, UNUSED void *ha
 #else
 static inline void site_line(void *code, long line, long what)
 {
+	if (rmprof_tally_line)
+		rmprof_tally_line(0);
 	rmprof_site_line(code, line, what);
-	if (rmprof_tally_line) /* what the line that ended reached has been read */
-		rmprof_tally_line();
+	if (rmprof_tally_line)
+		rmprof_tally_line(1);
 }
 #endif
 
