@@ -1,6 +1,7 @@
 //! `--pdb-mmem`: pdb on the right line, in a real terminal, with nothing executed twice and nothing skipped.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::{Python, Run, Terminal, any_python, root, script, supported_pythons};
 
@@ -257,4 +258,36 @@ fn root_refusals_are_told() {
         assert!(ran.stderr_text().contains("the program has no terminal"), "{ran}");
         assert!(ran.expect(0).stdout_text().starts_with("more\nend 41943040\n"));
     }
+}
+
+/// Who traces already keeps its trace function, and has what it has without us. debugpy has one up to 3.11 and watches by sys.monitoring
+/// from 3.12 on, which leaves pdb its own.
+#[test]
+fn root_coverage_and_debugpy_keep_working() {
+    let Some(programs) = super::servers::programs().filter(|_| root()) else { return };
+    let program = script("traced.py", "def grow():\n    return bytearray(40 << 20)\n\n\nprint('end', len(grow()))\n");
+    // The C tracer: by default the newest interpreters have another, which is no trace function.
+    std::fs::write(program.directory().join(".coveragerc"), "[run]\ncore = ctrace\n").unwrap();
+    let minor = "import sys; print(sys.version_info.minor)";
+    let minor = Command::new(programs.join("python")).args(["-c", minor]).output().unwrap();
+    let monitors = String::from_utf8(minor.stdout).unwrap().trim().parse::<u32>().unwrap() >= 12;
+    let tracers: [(&[&str], bool); 2] =
+        [(&["-m", "coverage", "run"], false), (&["-m", "debugpy", "--listen", "127.0.0.1:0"], monitors)];
+    for (tracer, stops) in tracers {
+        // More than the tracer itself takes, less than it takes with the program.
+        let run = Run::new(["--pdb-mmem", "55"]).word(programs.join("python")).words(tracer).word(&program.path);
+        let mut terminal = run.directory(program.directory()).in_terminal();
+        if stops {
+            let shown = terminal.expect(PROMPT);
+            assert!(shown.contains("traced.py(5)<module>()"), "{shown}");
+            terminal.send("c");
+        }
+        let (status, shown) = terminal.end();
+        assert_eq!(status.code(), Some(0), "{shown}");
+        assert!(shown.contains("end 41943040\n"), "{shown}");
+        assert_eq!(shown.contains("the thread has a trace function already"), !stops, "{shown}");
+    }
+    let mut total = Command::new(programs.join("coverage"));
+    let total = total.args(["report", "--format=total"]).current_dir(program.directory()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&total.stdout).trim(), "100", "{total:?}");
 }

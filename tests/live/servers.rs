@@ -20,7 +20,7 @@ const BESIDE: i64 = 4 * 4096;
 const FREE: i64 = 640 << 10;
 
 /// The folder with the programs of the servers' environment; `None`: said.
-fn programs() -> Option<PathBuf> {
+pub(super) fn programs() -> Option<PathBuf> {
     if let Some(python) = std::env::var_os("RMPROF_SERVERS") {
         return Some(Path::new(&python).parent().unwrap().to_owned());
     }
