@@ -13,7 +13,7 @@ use crate::cli::{
 use crate::kernel::{Follow, How, Mode, Rung, Wanted};
 use crate::report::checks::{Checks, LineCheck};
 use crate::report::columns::Column;
-use crate::report::{Format, Globs, OptionError, Options, Selection};
+use crate::report::{Format, Globs, OptionError, Options, RankBy, Selection};
 use crate::target::Pid;
 
 /// What is counted, and the report of it.
@@ -91,7 +91,7 @@ impl ReportPlan {
             columns,
             top: typed.top,
             merge: typed.merge,
-            rank: false,
+            rank: None,
             one_line: false,
             selection,
         };
@@ -206,7 +206,7 @@ impl WatchPlan {
                     .into(),
             ));
         }
-        report.options.rank = true;
+        report.options.rank = Some(if mode.counts_blocks() { RankBy::Live } else { RankBy::Net });
         let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
         let alarms = Alarm::parse_all(&typed.on_limit, Of::Watch)?;
         Ok(Self { report, duration: typed.duration, interval: typed.interval, alarms, how })

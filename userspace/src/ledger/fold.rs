@@ -95,6 +95,8 @@ pub struct LineTotals {
     pub self_net: i64,
     /// Net bytes of the events whose innermost frame in a function that is shown is on the line; where none is, as `self_net`.
     pub shown_net: i64,
+    /// Of the same events: bytes asked for and not released since.
+    pub shown_live: i64,
     /// Bytes asked for, callees included.
     pub allocated: u64,
     /// Bytes released, callees included.
@@ -235,6 +237,7 @@ impl<R: FnMut(Frame) -> Resolved, S: Fn(u32) -> bool> Folder<R, S> {
                 totals.approximate |= stack.approximate;
                 let totals = self.folded.lines.entry(shown.unwrap_or(position)).or_default();
                 totals.shown_net = totals.shown_net.saturating_add(counts.net_bytes());
+                totals.shown_live = totals.shown_live.saturating_add(counts.live_bytes());
             }
             Some(_) => self.add_other(Reason::CodeNotRead, counts),
             None => self.add_other(without_frames(stack), counts),

@@ -73,10 +73,12 @@ fn growth_is_on_the_innermost_line_that_is_shown() {
         (StackId(1), complete(vec![frame(2, 7), frame(1, 3), frame(1, 2)])),
         (StackId(2), complete(vec![frame(2, 7)])),
     ]);
-    let sites = [(StackId(1), grew(10)), (StackId(2), grew(5))];
+    let sites = [(StackId(1), SiteCounts { dead_bytes: 7, ..grew(10) }), (StackId(2), grew(5))];
     let folded = fold(sites, [], &stacks, resolve, |function| function == 1);
     let growth = |position| folded.lines.get(&position).map_or(0, |totals| totals.shown_net);
     assert_eq!((growth(at(1, 3)), growth(at(1, 2)), growth(at(2, 7))), (10, 0, 5));
+    let live = |position| folded.lines.get(&position).map_or(0, |totals| totals.shown_live);
+    assert_eq!((live(at(1, 3)), live(at(1, 2)), live(at(2, 7))), (3, 0, 5));
 }
 
 fn fold_one(frames: Vec<Frame>, counts: SiteCounts) -> Folded {

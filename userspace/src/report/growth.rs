@@ -1,12 +1,16 @@
-//! The ranking: which lines of which processes grew most, and how much each command and control group did.
+//! The ranking: on which lines of which processes memory stays, and how much each command and control group grew.
+//!
+//! Where blocks are counted, a line is ranked by what it asked for and nobody has released. Its net would put a line first whose blocks
+//! another line releases, before a leak that is smaller than all that ever passed between the two. Resident pages have no owner: there it
+//! is the net.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::columns::mib;
 use super::command::{Program, program_of};
-use super::model::{Container, Function, ProcessReport};
-use super::{Options, escape, merge, shell_words};
+use super::model::{Container, Function, Line, ProcessReport};
+use super::{Options, RankBy, escape, merge, shell_words};
 
 /// Characters of a command line in a row.
 const COMMAND_LIMIT: usize = 60;
@@ -15,8 +19,7 @@ const COMMAND_LIMIT: usize = 60;
 pub(super) struct Growth<'r> {
     pub process: &'r ProcessReport,
     pub function: &'r Function,
-    pub line: u32,
-    pub bytes: i64,
+    pub line: &'r Line,
 }
 
 /// Processes that have something in common.
@@ -28,28 +31,54 @@ pub(super) struct Group<K> {
 
 /// What the ranking says.
 pub(super) struct Ranking<'r> {
+    pub by: RankBy,
     pub lines: Vec<Growth<'r>>,
     pub commands: Vec<Group<String>>,
     pub groups: Vec<Group<(&'r str, Option<&'r Container>)>>,
 }
 
-/// The `top` lines that grew most, most bytes first, and as many commands and control groups.
-pub(super) fn ranking<'r>(processes: &'r [ProcessReport], top: usize) -> Ranking<'r> {
-    let mut lines: Vec<Growth<'r>> = processes.iter().flat_map(of_process).collect();
+impl RankBy {
+    fn bytes(self, line: &Line) -> i64 {
+        match self {
+            Self::Live => line.growth_live_bytes,
+            Self::Net => line.growth_bytes,
+        }
+    }
+
+    /// The field of the JSON report's rows that has it.
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            Self::Live => "live_bytes",
+            Self::Net => "growth_bytes",
+        }
+    }
+
+    /// The head of the table's column.
+    fn header(self) -> &'static str {
+        match self {
+            Self::Live => "Live",
+            Self::Net => "Growth",
+        }
+    }
+}
+
+/// The `top` lines of which most bytes stay, most first, and as many commands and control groups.
+pub(super) fn ranking<'r>(processes: &'r [ProcessReport], by: RankBy, top: usize) -> Ranking<'r> {
+    let mut lines: Vec<Growth<'r>> = processes.iter().flat_map(|process| of_process(process, by)).collect();
     lines.sort_by(|one, other| {
-        let place = |growth: &Growth<'r>| (growth.process.pid, &growth.function.filename, growth.line);
-        other.bytes.cmp(&one.bytes).then_with(|| place(one).cmp(&place(other)))
+        let place = |growth: &Growth<'r>| (growth.process.pid, &growth.function.filename, growth.line.line);
+        by.bytes(other.line).cmp(&by.bytes(one.line)).then_with(|| place(one).cmp(&place(other)))
     });
     lines.truncate(top);
     let commands = groups(processes, top, |process| Some(merge::command_key(&process.command)));
     let groups = groups(processes, top, |process| Some((process.cgroup.as_deref()?, process.container.as_ref())));
-    Ranking { lines, commands, groups }
+    Ranking { by, lines, commands, groups }
 }
 
-fn of_process(process: &ProcessReport) -> impl Iterator<Item = Growth<'_>> {
+fn of_process(process: &ProcessReport, by: RankBy) -> impl Iterator<Item = Growth<'_>> {
     process.functions.iter().flat_map(move |function| {
-        let grown = function.lines.iter().filter(|line| line.growth_bytes > 0);
-        grown.map(move |line| Growth { process, function, line: line.line, bytes: line.growth_bytes })
+        let grown = function.lines.iter().filter(move |line| by.bytes(line) > 0);
+        grown.map(move |line| Growth { process, function, line })
     })
 }
 
@@ -76,11 +105,12 @@ fn groups<'r, K: Ord + Clone>(
 pub(super) fn write(ranking: &Ranking<'_>, options: &Options, out: &mut dyn Write) -> io::Result<()> {
     let size = |bytes: i64| mib(bytes.into(), options.precision);
     if !ranking.lines.is_empty() {
-        write_header("Growth", "Line", out)?;
+        write_header(ranking.by.header(), "Line", out)?;
         for growth in &ranking.lines {
-            let Growth { process, function, line, bytes } = growth;
+            let Growth { process, function, line } = growth;
+            let (bytes, line) = (ranking.by.bytes(line), line.line);
             let (file, name) = (escape(&function.filename), escape(&function.qualified_name));
-            writeln!(out, "{:>14}   {file}:{line} {name}, {}", size(*bytes), whose(process))?;
+            writeln!(out, "{:>14}   {file}:{line} {name}, {}", size(bytes), whose(process))?;
         }
         write!(out, "\n\n")?;
     }
@@ -143,6 +173,21 @@ pub(super) fn of_container(container: &Container) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_whose_blocks_another_releases_does_not_grow_where_they_have_owners() {
+        let line =
+            |line, growth_bytes, growth_live_bytes| Line { line, growth_bytes, growth_live_bytes, ..Line::default() };
+        let lines = vec![line(1, 500, 0), line(2, -500, 0), line(3, 50, 50), line(4, 0, 7)];
+        let function = Function { filename: "a.py".into(), lines, ..Function::default() };
+        let processes = [ProcessReport { functions: vec![function], ..ProcessReport::default() }];
+        let of = |by| {
+            let lines = ranking(&processes, by, 10).lines;
+            lines.iter().map(|growth| (growth.line.line, by.bytes(growth.line))).collect::<Vec<_>>()
+        };
+        assert_eq!(of(RankBy::Live), [(3, 50), (4, 7)]);
+        assert_eq!(of(RankBy::Net), [(1, 500), (3, 50)]);
+    }
 
     #[test]
     fn a_row_tells_a_server_by_its_name() {

@@ -15,7 +15,7 @@ use super::model::{
     Container, Errors, Function, Health, Line, NativeBytes, ProcessReport, Report, Sampling, Snapshot, Tool,
 };
 use super::source::text_of;
-use super::{Options, select};
+use super::{Options, RankBy, select};
 
 /// Name and version of the schema. Fields may be added under the same version; none changes its meaning.
 pub(super) const SCHEMA: &str = "rmprof-bpf/1";
@@ -38,6 +38,8 @@ struct JsonReport<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<JsonSnapshot>,
     health: JsonHealth<'r>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth_by: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     growth: Option<Vec<JsonGrowth<'r>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,6 +73,8 @@ struct JsonGrowth<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     container: Option<JsonContainer<'r>>,
     growth_bytes: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live_bytes: Option<i64>,
 }
 
 /// Processes of one command, or of one control group.
@@ -221,13 +225,16 @@ struct JsonOther<'r> {
 
 /// Writes the whole report as one object and a line end, indented unless it is to be one line.
 pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    let ranking = options.rank.then(|| growth::ranking(&report.processes, options.top));
+    let ranking = options.rank.map(|by| growth::ranking(&report.processes, by, options.top));
     let json = JsonReport {
         schema: SCHEMA,
         tool: tool(&report.tool),
         snapshot: report.snapshot.map(snapshot),
         health: health(&report.health),
-        growth: ranking.as_ref().map(|ranking| ranking.lines.iter().map(json_growth).collect()),
+        growth_by: ranking.as_ref().map(|ranking| ranking.by.field()),
+        growth: ranking
+            .as_ref()
+            .map(|ranking| ranking.lines.iter().map(|line| json_growth(line, ranking.by)).collect()),
         commands: ranking.as_ref().map(|ranking| ranking.commands.iter().map(json_command).collect()),
         cgroups: ranking.as_ref().map(|ranking| ranking.groups.iter().map(json_cgroup).collect()),
         processes: report.processes.iter().map(|process| json_process(process, options)).collect(),
@@ -256,19 +263,20 @@ fn snapshot(snapshot: Snapshot) -> JsonSnapshot {
     JsonSnapshot { number: snapshot.number, cause: snapshot.cause.name(), time: rfc3339(snapshot.time) }
 }
 
-fn json_growth<'r>(growth: &Growth<'r>) -> JsonGrowth<'r> {
-    let Growth { process, function, line, bytes } = *growth;
+fn json_growth<'r>(growth: &Growth<'r>, by: RankBy) -> JsonGrowth<'r> {
+    let Growth { process, function, line } = *growth;
     JsonGrowth {
         filename: &function.filename,
-        line,
-        source: function.source.as_deref().and_then(|source| text_of(source, line)),
+        line: line.line,
+        source: function.source.as_deref().and_then(|source| text_of(source, line.line)),
         function: &function.qualified_name,
         pid: process.pid,
         merged_processes: process.merged,
         command: &process.command,
         cgroup: process.cgroup.as_deref(),
         container: process.container.as_ref().map(json_container),
-        growth_bytes: bytes,
+        growth_bytes: line.growth_bytes,
+        live_bytes: (by == RankBy::Live).then_some(line.growth_live_bytes),
     }
 }
 

@@ -150,6 +150,7 @@ fn add_line(to: &mut Line, from: &Line) {
     to.increment_bytes = to.increment_bytes.saturating_add(from.increment_bytes);
     to.self_bytes = to.self_bytes.saturating_add(from.self_bytes);
     to.growth_bytes = to.growth_bytes.saturating_add(from.growth_bytes);
+    to.growth_live_bytes = to.growth_live_bytes.saturating_add(from.growth_live_bytes);
     to.allocated_bytes = to.allocated_bytes.saturating_add(from.allocated_bytes);
     to.freed_bytes = to.freed_bytes.saturating_add(from.freed_bytes);
     to.allocations = to.allocations.saturating_add(from.allocations);

@@ -27,6 +27,15 @@ pub use model::{
 pub use own_file::is_own_file;
 pub use select::{Globs, Selection};
 
+/// What lines are ranked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RankBy {
+    /// What they asked for and nobody has released: a line whose blocks another one releases has none.
+    Live,
+    /// Their net, where memory has no owner (resident pages).
+    Net,
+}
+
 /// How a report is to look. The formats take what concerns them and leave the rest.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -38,8 +47,8 @@ pub struct Options {
     pub top: usize,
     /// One table for all processes of one command.
     pub merge: bool,
-    /// The lines that grew most stand first.
-    pub rank: bool,
+    /// The lines that memory leaks on stand first.
+    pub rank: Option<RankBy>,
     /// Nothing but a line end ends a line: for streams of reports (JSON only).
     pub one_line: bool,
     /// Which files' functions.
@@ -53,7 +62,7 @@ impl Default for Options {
             columns: Column::DEFAULT.to_vec(),
             top: 10,
             merge: false,
-            rank: false,
+            rank: None,
             one_line: false,
             selection: Selection::default(),
         }

@@ -204,8 +204,10 @@ pub struct Line {
     pub increment_bytes: i64,
     /// Net bytes of the line itself.
     pub self_bytes: i64,
-    /// Net bytes of the line and of what it called in files that are not shown: the order of the ranking.
+    /// Net bytes of the line and of what it called in files that are not shown.
     pub growth_bytes: i64,
+    /// Of the same events: bytes asked for and not released yet.
+    pub growth_live_bytes: i64,
     /// Bytes asked for, callees included.
     pub allocated_bytes: u64,
     /// Bytes released, callees included.

@@ -18,8 +18,8 @@ pub(super) fn write(report: &Report, options: &Options, out: &mut dyn Write) -> 
         let time = humantime::format_rfc3339_seconds(snapshot.time);
         writeln!(out, "Report {} ({}), {time}\n\n", snapshot.number, snapshot.cause.name())?;
     }
-    if options.rank {
-        growth::write(&growth::ranking(&report.processes, options.top), options, out)?;
+    if let Some(by) = options.rank {
+        growth::write(&growth::ranking(&report.processes, by, options.top), options, out)?;
     }
     let tables = select::tables(report, options);
     let with_other = footer::shows_other(&tables, options);

@@ -446,6 +446,7 @@ fn line_of(number: u32, sums: &LineTotals, mode: Mode, unit: Option<Unit>) -> Li
         increment_bytes: sums.increment,
         self_bytes: sums.self_net,
         growth_bytes: sums.shown_net,
+        growth_live_bytes: if mode.counts_blocks() { sums.shown_live } else { 0 },
         allocated_bytes: sums.allocated,
         freed_bytes: sums.freed,
         allocations: sums.allocations,

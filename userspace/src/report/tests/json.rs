@@ -26,6 +26,7 @@ fn a_whole_report() {
         increment_bytes: 6,
         self_bytes: 5,
         growth_bytes: 5,
+        growth_live_bytes: 4,
         line: 2,
         approximate: true,
         native: Vec::new(),
