@@ -8,13 +8,14 @@ use super::program::{
 
 /// Before the program. Small objects of all sizes make and keep pages in Python's arenas, so that those of the program find room;
 /// what is imported and run here for the first time is not the program's. The table of the subclasses of `object` grows by
-/// 20,000 bytes at the 342nd and the 683rd: it is brought to the middle.
+/// 20,000 bytes at the 342nd and the 683rd: it is brought to the middle. 3.6 has no `asyncio.run`, and no event loop in threads but the
+/// main one unless it is made: each run has its own, as later.
 const HEAD: &str = "\
 import asyncio, sys, threading
 warm = [[bytes(size) for _ in range(300 if size < 200 else 150)] for size in range(0, 480, 16)]
 warm = [row[::30] for row in warm]
 if not hasattr(asyncio, 'run'):
-    asyncio.run = eval('lambda main: asyncio.get_event_loop().run_until_complete(main)')
+    asyncio.run = eval('lambda main: (lambda loop: (loop.run_until_complete(main), loop.close())[0])(asyncio.new_event_loop())')
 asyncio.run(asyncio.sleep(0))
 warmer = threading.Thread(target=len, args=((),))
 warmer.start()
