@@ -139,6 +139,30 @@ impl Group {
     }
 }
 
+/// The logs of a pod, where a kubelet would have them: removed again, and what was made for them.
+struct Logs(Vec<PathBuf>);
+
+impl Logs {
+    fn of(uid: &str, namespace: &str, name: &str) -> Self {
+        let mut made = Self(Vec::new());
+        for path in [PathBuf::from("/var/log/pods"), format!("/var/log/pods/{namespace}_{name}_{uid}").into()] {
+            if !path.exists() {
+                std::fs::create_dir(&path).unwrap();
+                made.0.push(path);
+            }
+        }
+        made
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            let _ = std::fs::remove_dir(path); // not empty: somebody else has logs there by now
+        }
+    }
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         for path in self.made.iter().rev() {
@@ -162,8 +186,10 @@ fn root_a_pod_is_named() {
     };
     let program = script("server.py", SERVER);
     let host = nix::sys::utsname::uname().unwrap().nodename().to_string_lossy().into_owned();
-    // Of a pod with the machine's own network `/etc/hostname` is the machine's.
-    for (name, pod) in [("web-7d4b9c5f6-x2x5p", Some("web-7d4b9c5f6-x2x5p")), (host.as_str(), None)] {
+    // Of a pod with the machine's own network `/etc/hostname` is the machine's. Before that, what the kubelet calls it.
+    let web = "web-7d4b9c5f6-x2x5p";
+    for (name, pod, logs) in [(web, Some(web), None), (&host, None, None), (&host, Some(web), Some("shop"))] {
+        let _logs = logs.map(|namespace| Logs::of(&uid, namespace, web));
         let file = program.beside("hostname", name);
         let mut command = Command::new("unshare");
         command.args([
@@ -188,13 +214,15 @@ fn root_a_pod_is_named() {
                 "{report}"
             );
             assert_eq!(container["pod"].as_str(), pod, "{report}");
+            assert_eq!(container["pod_namespace"].as_str(), logs, "{report}");
         }
         // For people.
         let started = Run::new(["system", "--cgroup", &id[..12]]).start_on(&target);
         target.step("request");
         started.signal(Signal::SIGINT);
         let text = started.end().expect(0).stdout_text();
-        let words = format!("pod {}, container {}", pod.unwrap_or(&uid), &id[..12]);
+        let namespace = logs.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        let words = format!("pod {namespace}{}, container {}", pod.unwrap_or(&uid), &id[..12]);
         assert!(text.lines().take(4).any(|line| line.ends_with(&words)), "{text}");
         target.end();
     }

@@ -164,8 +164,9 @@ fn brief(command: &[String]) -> Vec<String> {
 
 /// A container in few words.
 pub(super) fn of_container(container: &Container) -> String {
-    let Container { id, pod, pod_uid } = container;
-    let pod = pod.as_ref().or(pod_uid.as_ref()).map(|pod| format!("pod {}", escape(pod)));
+    let Container { id, pod, pod_namespace, pod_uid } = container;
+    let namespace = pod_namespace.as_ref().map(|namespace| format!("{}/", escape(namespace))).unwrap_or_default();
+    let pod = pod.as_ref().or(pod_uid.as_ref()).map(|pod| format!("pod {namespace}{}", escape(pod)));
     let id = id.as_ref().map(|id| format!("container {}", escape(id.get(..12).unwrap_or(id))));
     pod.into_iter().chain(id).collect::<Vec<_>>().join(", ")
 }
@@ -187,6 +188,18 @@ mod tests {
         };
         assert_eq!(of(RankBy::Live), [(3, 50), (4, 7)]);
         assert_eq!(of(RankBy::Net), [(1, 500), (3, 50)]);
+    }
+
+    #[test]
+    fn a_pod_is_told_with_its_namespace() {
+        let of = |id: Option<&str>, pod: Option<&str>, namespace: Option<&str>| {
+            let [id, pod, pod_namespace] = [id, pod, namespace].map(|text| text.map(str::to_owned));
+            of_container(&Container { id, pod, pod_namespace, pod_uid: Some("6f8e".into()) })
+        };
+        assert_eq!(of(Some("0123456789abcdef"), Some("web"), Some("shop")), "pod shop/web, container 0123456789ab");
+        assert_eq!(of(None, Some("web"), None), "pod web");
+        assert_eq!(of(None, None, None), "pod 6f8e");
+        assert_eq!(of(None, Some("a\u{1b}[31m"), Some("\u{202e}")), "pod \\u202e/a\\x1b[31m");
     }
 
     #[test]

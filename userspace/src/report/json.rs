@@ -97,6 +97,8 @@ struct JsonContainer<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<&'r str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pod_namespace: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pod_uid: Option<&'r str>,
 }
 
@@ -303,8 +305,13 @@ fn json_cgroup<'r>(group: &Group<(&'r str, Option<&'r Container>)>) -> JsonGroup
 }
 
 fn json_container(container: &Container) -> JsonContainer<'_> {
-    let Container { id, pod, pod_uid } = container;
-    JsonContainer { id: id.as_deref(), pod: pod.as_deref(), pod_uid: pod_uid.as_deref() }
+    let Container { id, pod, pod_namespace, pod_uid } = container;
+    JsonContainer {
+        id: id.as_deref(),
+        pod: pod.as_deref(),
+        pod_namespace: pod_namespace.as_deref(),
+        pod_uid: pod_uid.as_deref(),
+    }
 }
 
 fn tool(tool: &Tool) -> JsonTool<'_> {

@@ -82,6 +82,8 @@ pub struct Container {
     pub id: Option<String>,
     /// Name of its pod.
     pub pod: Option<String>,
+    /// Namespace of its pod in the cluster.
+    pub pod_namespace: Option<String>,
     /// Number of its pod.
     pub pod_uid: Option<String>,
 }

@@ -302,11 +302,11 @@ fn process(image: &mut Image, totals: &Totals, plan: &ReportPlan, health: &mut H
         command: image.birth.command.clone(),
         python: Some(version_text(image.birth.interpreter.version, image.birth.layout.variant)),
         cgroup: image.birth.cgroup.clone(),
-        container: image.birth.container.clone().map(|Container { id, pod, pod_uid }| report::Container {
-            id,
-            pod,
-            pod_uid,
-        }),
+        container: image
+            .birth
+            .container
+            .clone()
+            .map(|Container { id, pod, pod_namespace, pod_uid }| report::Container { id, pod, pod_namespace, pod_uid }),
         started: Some(image.birth.started),
         ended: death.map(|death| death.ended),
         exit_status: death.and_then(|death| death.end.status),

@@ -32,6 +32,7 @@ use crate::tally::{self, Segment, Segments};
 use crate::target::ProcessMemory;
 use crate::target::credentials::{self, Credentials};
 use crate::target::identity::Container;
+use crate::target::pods::Pods;
 use crate::target::source::Root;
 use crate::target::status;
 use crate::target::supervise::Announcement;
@@ -82,6 +83,7 @@ pub struct Hold {
     sample: Option<NonZeroU64>,
     /// Resident memory of each process at which the collector is told.
     alarms: Alarms,
+    pods: Pods,
     /// Nobody holds its processes.
     followed: bool,
     /// A process that was watched has been let go of, and lives on.
@@ -134,6 +136,7 @@ impl Hold {
             limit,
             sample: None,
             alarms: Alarms::default(),
+            pods: Pods::default(),
             followed: false,
             outlived: false,
             unprobed: 0,
@@ -254,12 +257,13 @@ impl Hold {
             if self.followed { credentials::of_process(pid).map(Arc::new) } else { self.credentials.clone() };
         // What runs already may have another file there by now, and a fork has its parent's.
         let begins = !self.followed && forked_from.is_none();
+        let container = cgroup.as_deref().and_then(|path| Container::of(path, root.as_ref(), &mut self.pods));
         let birth = Birth {
             id: held.id,
             pid,
             parent,
             command: held.command.clone(),
-            container: cgroup.as_deref().and_then(|path| Container::of(path, root.as_ref())),
+            container,
             cgroup,
             // What was compiled since then may be of files as they were then.
             started: if self.followed { status::started(pid).ok() } else { None }.unwrap_or_else(SystemTime::now),

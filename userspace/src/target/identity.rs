@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::unistd::{Pid, Uid, User};
 
+use super::pods::Pods;
 use super::source::Root;
 use super::status;
 
@@ -23,6 +24,8 @@ pub struct Container {
     pub pod_uid: Option<String>,
     /// The name of its pod.
     pub pod: Option<String>,
+    /// And of the namespace that the pod has in its cluster.
+    pub pod_namespace: Option<String>,
 }
 
 impl Container {
@@ -47,11 +50,15 @@ impl Container {
         found
     }
 
-    /// The container of a process in a control group; `None` where it is in none that is known. A pod's name is that of its host,
-    /// unless it was given another: `/etc/hostname` in the container. One with the machine's own network has the machine's name.
-    pub fn of(path: &str, root: Option<&Root>) -> Option<Self> {
+    /// The container of a process in a control group; `None` where it is in none that is known. A pod's name is what the kubelet calls
+    /// it; where that is not to be seen, the name of its host, unless it was given another: `/etc/hostname` in the container. One with the
+    /// machine's own network has the machine's name.
+    pub fn of(path: &str, root: Option<&Root>, pods: &mut Pods) -> Option<Self> {
         let mut found = Self::of_path(path);
-        if found.pod_uid.is_some() {
+        let named = found.pod_uid.as_deref().and_then(|uid| pods.name(uid));
+        if let Some(named) = named {
+            (found.pod, found.pod_namespace) = (Some(named.name.clone()), Some(named.namespace.clone()));
+        } else if found.pod_uid.is_some() {
             let name = root.and_then(|root| host_of(root).ok().flatten());
             found.pod = name.filter(|name| *name != our_host());
         }
@@ -130,6 +137,23 @@ mod tests {
         for path in ["", "/", "/user.slice/user-0.slice/session-1.scope", "/podium/x", "/docker/short"] {
             assert_eq!(Container::of_path(path), Container::default(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_pod_has_the_name_that_the_kubelet_gives_it() {
+        let uid = "6f8e8a6b-1c0a-4b8e-9d5a-0a1b2c3d4e5f";
+        let logs = tempfile::tempdir().unwrap();
+        std::fs::create_dir(logs.path().join(format!("shop_web-x2x5p_{uid}"))).unwrap();
+        let mut pods = Pods::of(logs.path().to_owned());
+        let group = format!("/kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_"));
+        // What stands in our own `/etc/hostname` is then not asked for.
+        let root = Root::of(Pid::this()).unwrap();
+        let found = Container::of(&group, Some(&root), &mut pods).unwrap();
+        let Container { id, pod, pod_namespace, pod_uid } = found;
+        assert_eq!((id, pod.as_deref(), pod_namespace.as_deref()), (None, Some("web-x2x5p"), Some("shop")));
+        assert_eq!(pod_uid.as_deref(), Some(uid));
+        let elsewhere = Container::of(&group.replace("6f8e", "0000"), None, &mut pods).unwrap();
+        assert_eq!((elsewhere.pod, elsewhere.pod_namespace), (None, None));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod loading;
 pub mod maps;
 pub mod memory;
 pub mod orphans;
+pub mod pods;
 pub mod preload;
 pub mod signals;
 pub mod sites;
