@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::native::library_beside;
 use crate::common::{Report, Run, any_python, near, root, script, supported_pythons};
 
 /// A page of an arena counts where it is first touched. Where pages begin varies with what was allocated before, down to the length
@@ -103,6 +104,38 @@ fn are_equal(words: &[&str], python: &Path, program: &Path) {
     assert_eq!(first.processes().len(), second.processes().len(), "{what}");
     for (one, other) in nets(&first).into_iter().zip(nets(&second)) {
         near(other, one, PAGES * PAGE);
+    }
+}
+
+/// The program of page faults copies the stack of who asked, and faults itself where nobody has touched it: the kernel does not run it within
+/// itself, and counts.
+const BELOW: &str = "
+import ctypes, sys
+library = ctypes.PyDLL(sys.argv[1])
+take = ctypes.cast(ctypes.pythonapi.PyObject_Malloc, ctypes.c_void_p)
+library.take_below_untouched_stack.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+library.take_below_untouched_stack(take, 20_000)  # takes
+";
+
+#[test]
+fn root_what_a_program_missed_of_itself_is_told() {
+    if !root() {
+        return;
+    }
+    let program = script("below.py", BELOW);
+    let library = library_beside(&program);
+    for loader in ["libbpf", "aya"] {
+        for (columns, misses) in [("increment", false), ("+native", true)] {
+            let run = Run::json().words(["--loader", loader, "--columns", columns]);
+            let report = run.words([&any_python().path, &program.path, &library]).run().expect(0).quiet().report();
+            // No event was: what the walker met was no touch of a page.
+            report.check_complete();
+            near(report.only().line("<module>", program.line("# takes")).own(), 20_000 * 512, 1 << 20);
+            let counters = report.0["health"]["counters"].as_object().unwrap();
+            let missed = counters.get("fault_recursion_misses").map_or(0, |count| count.as_u64().unwrap());
+            assert_eq!(missed > 0, misses, "{loader} {columns}: {report}");
+            assert!(!counters.contains_key("recursion_misses"), "{loader} {columns}: {report}");
+        }
     }
 }
 

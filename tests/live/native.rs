@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::common::{Process, Report, Run, Script, any_python, near_blocks, root, script, supported_pythons};
 
 /// The library, beside a program.
-fn library_beside(program: &Script) -> PathBuf {
+pub fn library_beside(program: &Script) -> PathBuf {
     let library = program.directory().join("libnative.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs/native.c");
     let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".into());

@@ -88,6 +88,15 @@ OWN void touch_mapping(char *memory, size_t bytes)
 	kept += bytes;
 }
 
+/* Takes blocks of the interpreter's own, each page of them for the first time, below stack that nobody has touched. */
+OWN void take_below_untouched_stack(void *(*take)(size_t), size_t blocks)
+{
+	volatile char room[1 << 20];
+	__asm__ volatile("" : : "r"(room));
+	while (blocks--)
+		kept += take(500) != 0;
+}
+
 OWN void *worker_of_native_code(void *bytes)
 {
 	return malloc((size_t)bytes);

@@ -131,6 +131,45 @@ pub(super) fn link_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>) -> i
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
+#[repr(C)]
+struct InfoCall {
+    descriptor: u32,
+    length: u32,
+    info: u64,
+}
+
+/// Asks what the kernel knows of a map or a program: the head of its struct, as far as this kernel has it. Returns how many bytes that is.
+///
+/// # Safety
+/// `info` is the head of the kernel's struct for this kind of object, any bytes are a value of it, and it has no address that is not that
+/// of room for what the kernel writes there; one that is 0, or whose length beside it is, is not written to.
+pub(super) unsafe fn info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<usize> {
+    let mut attributes = InfoCall {
+        descriptor: object.as_raw_fd().cast_unsigned(),
+        length: size_of::<T>() as u32,
+        info: std::ptr::from_mut(info).addr() as u64,
+    };
+    // SAFETY: what the command expects; the kernel writes as many bytes as are said to the struct.
+    checked(unsafe { call(Command::ObjectInfo, &mut attributes) })?;
+    Ok(attributes.length as usize)
+}
+
+/// `struct bpf_prog_info` up to what is read of it.
+#[repr(C)]
+struct ProgramInfo {
+    unread: [u64; 26],
+    recursion_misses: u64,
+}
+
+/// How often a program was not run, since it ran on that processor already: an event that it did not see (kernel/trace/bpf_trace.c,
+/// `__bpf_trace_run`). Nothing where the kernel does not count that (before 5.12).
+pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut found = ProgramInfo { unread: [0; 26], recursion_misses: 0 };
+    // SAFETY: the struct's head is all numbers, and zero: no address.
+    let length = unsafe { info(program, &mut found) }?;
+    Ok(if length >= size_of::<ProgramInfo>() { found.recursion_misses } else { 0 })
+}
+
 #[derive(Default)]
 #[repr(C)]
 struct TestRun {
@@ -193,5 +232,8 @@ mod tests {
         assert_eq!(size_of::<RawTracepoint>(), 16);
         assert_eq!(std::mem::offset_of!(TestRun, context), 48);
         assert_eq!(size_of::<PerfEvent>(), 72);
+        assert_eq!(std::mem::offset_of!(ProgramInfo, recursion_misses), 208);
+        #[cfg(feature = "libbpf")]
+        assert_eq!(std::mem::offset_of!(libbpf_rs::libbpf_sys::bpf_prog_info, recursion_misses), 208);
     }
 }

@@ -34,6 +34,12 @@ const fn row(index: u32, name: &'static str, missing: Missing, meaning: &'static
 
 /// Of user space: the native function of a stack is not known, since too many waited for their files at once.
 pub const NATIVES_FULL: &str = "natives_full";
+/// Of user space, which asks the kernel: an event was lost, since its program ran on that processor already and the kernel runs none within
+/// itself.
+pub const RECURSION_MISSES: &str = "recursion_misses";
+/// The same of the program that sees page faults, which faults itself where it reads memory of the process that is not there: nothing is
+/// missing then, but the kernel does not tell this from a page of an arena whose first touch was not seen.
+pub const FAULT_RECURSION_MISSES: &str = "fault_recursion_misses";
 /// Of user space: a record was dropped, since too many waited for the processes they are of to be heard of.
 pub const EARLY_FULL: &str = "early_full";
 

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rmprof_probes::abi;
 
 use super::attach::from_bytes;
 use super::backend::Records;
+use super::bpf;
 use super::counters::COUNTERS;
 use super::event::{self, Event};
 use super::map::Map;
@@ -32,6 +33,8 @@ pub struct Totals {
     pub tally_stacks: HashMap<(ProcessId, u32), StackId>,
     /// Of processes whose blocks were sampled.
     pub sampled: HashMap<ProcessId, Sampled>,
+    /// By name of the counter: how often a program of a tracepoint was not run, since it ran on that processor already.
+    pub misses: Vec<(&'static str, u64)>,
 }
 
 /// What is known besides of a process whose blocks were sampled.
@@ -84,11 +87,13 @@ fn process_in(key: &[u8], at: usize) -> Option<ProcessId> {
 pub struct Drain {
     records: Box<dyn Records>,
     maps: Maps,
+    /// The programs of tracepoints, with the counter of what each of them missed.
+    tracing: Vec<(&'static str, OwnedFd)>,
 }
 
 impl Drain {
-    pub(super) fn new(records: Box<dyn Records>, maps: Maps) -> Self {
-        Self { records, maps }
+    pub(super) fn new(records: Box<dyn Records>, maps: Maps, tracing: Vec<(&'static str, OwnedFd)>) -> Self {
+        Self { records, maps, tracing }
     }
 
     /// The descriptor that becomes readable when the buffer fills up. Below that, drain on a clock.
@@ -124,6 +129,9 @@ impl Drain {
         let mut totals = Totals { counters: sums(&self.maps.counters, COUNTERS.len())?, ..Totals::default() };
         let siteless = sums(&self.maps.siteless, 2)?;
         totals.siteless = (siteless[0], siteless[1]);
+        for (counter, program) in &self.tracing {
+            totals.misses.push((*counter, bpf::recursion_misses(program.as_fd())?));
+        }
         let all = |map: &Map, _| map.entries();
         self.add_sums(&mut totals, all)?;
         Ok(totals)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::attach::{self, Attacher, HeapPrograms, Rung};
 use super::backend::{Loaded, Loader, Settings};
 use super::bpf;
+use super::counters::{FAULT_RECURSION_MISSES, RECURSION_MISSES};
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
 use super::map::possible_cpus;
@@ -115,7 +116,8 @@ const TRACEPOINTS: &[(&str, &str)] = &[
 ];
 
 /// The same of programs that are not typed, which are told their tracepoint where they are attached.
-const RAW_TRACEPOINTS: &[(&str, &CStr)] = &[("fault", c"page_fault_user"), ("fault", c"page_fault_kernel")];
+const RAW_TRACEPOINTS: &[(&str, &CStr)] = &[(FAULT, c"page_fault_user"), (FAULT, c"page_fault_kernel")];
+const FAULT: &str = "fault";
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
 pub struct Kernel {
@@ -210,7 +212,7 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
         "heap_enter_single" | "heap_return_single" => heap && rung == Rung::Single,
         "launch_multi" => rung != Rung::Single,
         "launch_single" => rung == Rung::Single,
-        "fault" => heap && cfg!(target_arch = "x86_64"),
+        FAULT => heap && cfg!(target_arch = "x86_64"),
         "rss_stat" | "measure_cpus" | "mark_victim" => true,
         _ => heap,
     }
@@ -298,7 +300,17 @@ fn assemble(
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
     let links = tracepoints(&loaded, what)?;
-    Ok((Kernel { links, rung }, attacher, Drain::new(loaded.into_records(), maps)))
+    let mut tracing = Vec::new();
+    for name in tracing_programs(what) {
+        let counter = if name == FAULT { FAULT_RECURSION_MISSES } else { RECURSION_MISSES };
+        tracing.push((counter, loaded.take_program(name)?));
+    }
+    Ok((Kernel { links, rung }, attacher, Drain::new(loaded.into_records(), maps, tracing)))
+}
+
+fn tracing_programs(what: Wanted) -> impl Iterator<Item = &'static str> {
+    let programs = TRACEPOINTS.iter().map(|(program, _)| *program).chain([FAULT]);
+    programs.filter(move |program| wanted(program, what, Rung::Session))
 }
 
 fn tracepoints(loaded: &Loaded, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {

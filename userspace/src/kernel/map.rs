@@ -2,10 +2,10 @@
 //! a short batch for the last one and loses entries without a word, and aya 0.14 has none.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::attach::from_bytes;
-use super::bpf::{Command, call, checked};
+use super::bpf::{self, Command, call, checked};
 
 /// As many entries as are asked for at first.
 const BATCH: u32 = 4096;
@@ -37,13 +37,6 @@ struct Info {
 }
 
 #[repr(C)]
-struct InfoCall {
-    descriptor: u32,
-    length: u32,
-    info: u64,
-}
-
-#[repr(C)]
 struct ElementCall {
     map: u32,
     pad: u32,
@@ -71,13 +64,8 @@ impl Map {
     /// When it is no map.
     pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         let mut info = Info::default();
-        let mut attributes = InfoCall {
-            descriptor: descriptor.as_raw_fd().cast_unsigned(),
-            length: size_of::<Info>() as u32,
-            info: (&raw mut info).addr() as u64,
-        };
-        // SAFETY: what the command expects; the kernel writes as many bytes as are said to the struct.
-        checked(unsafe { call(Command::ObjectInfo, &mut attributes) })?;
+        // SAFETY: a struct of numbers, without addresses.
+        unsafe { bpf::info(descriptor.as_fd(), &mut info) }?;
         let value_size = info.value_size as usize;
         let room = if PER_CPU.contains(&info.kind) {
             value_size.next_multiple_of(NUMBER) * possible_cpus()? as usize

@@ -9,7 +9,7 @@ use rmprof_probes::abi;
 use super::collections;
 use super::command_text::{CommandText, STRING};
 use super::image::{FunctionInfo, Image};
-use crate::kernel::counters::{COUNTERS, EARLY_FULL, Missing, NATIVES_FULL};
+use crate::kernel::counters::{COUNTERS, EARLY_FULL, Missing, NATIVES_FULL, RECURSION_MISSES};
 use crate::kernel::{Mode, Sampled, Totals};
 use crate::ledger::{
     Folded, LineCounts, LinePlace, LineTotals, Origin, ProcessId, Reason, SiteCounts, SiteVariances, Stack, StackId,
@@ -175,7 +175,7 @@ fn health_of(totals: &Totals) -> Health {
     let faults =
         COUNTERS.iter().zip(&totals.counters).filter(|(row, value)| row.missing != Missing::Nothing && **value > 0);
     let events = faults.clone().filter(|(row, _)| row.missing == Missing::Event);
-    Health {
+    let mut health = Health {
         events: count("events"),
         lost: events.map(|(_, value)| *value).sum(),
         truncated_stacks: count("stack_truncated"),
@@ -184,7 +184,12 @@ fn health_of(totals: &Totals) -> Health {
         unattributed_bytes: totals.siteless.0.saturating_add(totals.siteless.1),
         counters: faults.map(|(row, value)| (row.name.to_owned(), *value)).collect(),
         merged_processes: 0,
+    };
+    for (name, missed) in &totals.misses {
+        health.count(name, *missed);
+        health.lost = health.lost.saturating_add(if *name == RECURSION_MISSES { *missed } else { 0 });
     }
+    health
 }
 
 /// The unit of the variances of a process whose blocks were sampled: a square of bytes.
@@ -469,6 +474,7 @@ fn add_line_events(line: &mut report::Line, counts: &LineCounts) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::counters::FAULT_RECURSION_MISSES;
 
     #[test]
     fn what_is_missing_is_told_whether_an_event_is_or_not() {
@@ -481,5 +487,16 @@ mod tests {
         assert_eq!((health.lost, health.counters), (0, vec![("ring_full_native".to_owned(), 2)]));
         totals.counters[index("ring_full_map")] = 3;
         assert_eq!(health_of(&totals).lost, 3);
+    }
+
+    #[test]
+    fn what_a_program_missed_of_itself_is_told_and_lost_where_that_is_known() {
+        let mut totals = Totals { counters: vec![0; COUNTERS.len()], ..Totals::default() };
+        totals.misses = vec![(RECURSION_MISSES, 0), (FAULT_RECURSION_MISSES, 0)];
+        assert!(health_of(&totals).is_clean());
+        totals.misses = vec![(RECURSION_MISSES, 2), (FAULT_RECURSION_MISSES, 5), (RECURSION_MISSES, 1)];
+        let health = health_of(&totals);
+        let told = [(RECURSION_MISSES, 3), (FAULT_RECURSION_MISSES, 5)].map(|(name, count)| (name.to_owned(), count));
+        assert_eq!((health.lost, &health.counters[..]), (3, &told[..]));
     }
 }
