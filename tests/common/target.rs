@@ -106,6 +106,16 @@ impl Started {
             .collect()
     }
 
+    /// The kernel's memory of its maps, bytes.
+    pub fn map_memory(&self) -> i64 {
+        let files = std::fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).into_iter().flatten().flatten();
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        let maps = texts.filter(|text| text.lines().any(|line| line.starts_with("map_id:")));
+        let bytes = maps
+            .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<i64>().ok()));
+        bytes.sum()
+    }
+
     /// How many links the session has.
     pub fn links(&self) -> usize {
         let files = std::fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).into_iter().flatten().flatten();

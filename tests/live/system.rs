@@ -146,6 +146,7 @@ struct Holds {
     maps: usize,
     processes: usize,
     resident: i64,
+    map_memory: i64,
 }
 
 impl Holds {
@@ -156,6 +157,7 @@ impl Holds {
             maps: started.maps().len(),
             processes: started.map("processes").unwrap().count(),
             resident: started.resident(),
+            map_memory: started.map_memory(),
         }
     }
 }
@@ -204,6 +206,7 @@ fn root_what_begins_later_is_in_the_report_or_counted() {
         let (early, last) = (held[1], held[held.len() - 1]);
         assert_eq!(early.maps, last.maps);
         assert!(last.resident - early.resident < 24 << 20, "{early:?} {last:?}");
+        assert!(last.map_memory - early.map_memory < 4 << 20, "{early:?} {last:?}");
         let report = stop(started);
         target.end();
         check_storm(&report, &program, (forks * rounds, execs * rounds + 1));
