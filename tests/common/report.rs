@@ -75,7 +75,8 @@ impl Report {
     pub fn check_complete(&self) {
         let health = &self.0["health"];
         for name in ["lost", "truncated_stacks", "unresolved_frames", "unattributed_bytes"] {
-            assert_eq!(health[name], 0, "{health}");
+            let other = self.processes().into_iter().map(|process| process.0["other"].to_string());
+            assert_eq!(health[name], 0, "{health} {:?}", other.collect::<Vec<_>>());
         }
     }
 }

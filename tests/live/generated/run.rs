@@ -163,6 +163,7 @@ impl Machine {
         Box::pin(async move {
             for statement in body {
                 frame.line.set(statement.line.get());
+                self.world.note_step();
                 match self.statement(frame, statement).await? {
                     Flow::Next => {}
                     left => return Ok(left),

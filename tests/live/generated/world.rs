@@ -20,6 +20,8 @@ pub struct Totals {
     pub own: i64,
     /// Event loops that were run on the line, whose own objects are nothing that the model knows.
     pub loops: i64,
+    /// Statements that were executed on the line, those of callees too, whose small objects are no blocks of the model.
+    pub steps: i64,
 }
 
 /// Of every line of every function: (id of the function, line).
@@ -51,6 +53,11 @@ impl World {
     /// An event loop runs.
     pub fn note_loop(&self) {
         self.add(|totals| totals.loops += 1);
+    }
+
+    /// A statement is executed.
+    pub fn note_step(&self) {
+        self.add(|totals| totals.steps += 1);
     }
 
     /// Adds to the lines on the stack, of each function once.
