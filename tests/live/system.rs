@@ -111,7 +111,8 @@ fn root_a_line_whose_blocks_another_releases_is_no_leak() {
     if !root() {
         return;
     }
-    for python in every_build() {
+    // Memory that mimalloc had reserved before is not seen (docs/accuracy.md).
+    for python in every_build().into_iter().filter(|python| !python.free_threaded) {
         let program = script("queue_of_blocks.py", QUEUE);
         let mut target = Target::start(&python, &program);
         let started = session(&program, &["--mode", "heap"]).start_on(&target);
@@ -120,11 +121,9 @@ fn root_a_line_whose_blocks_another_releases_is_no_leak() {
         let line_of = |function: &str, text: &str| report.only().line(function, program.line(text));
         let (produced, kept) = (line_of("produce", "# is consumed"), line_of("keep", "# leaks"));
         // By its net the line whose blocks are released elsewhere would be first by far.
-        if !python.free_threaded {
-            near(produced.increment(), 40_000_000, 64 << 10);
-            near(line_of("consume", "# consumes").increment(), -40_000_000, 64 << 10);
-            near(kept.increment(), 4_000_000, 64 << 10);
-        }
+        near(produced.increment(), 40_000_000, 64 << 10);
+        near(line_of("consume", "# consumes").increment(), -40_000_000, 64 << 10);
+        near(kept.increment(), 4_000_000, 64 << 10);
         let first = &report.0["growth"][0];
         assert_eq!(report.0["growth_by"], "live_bytes", "{report}");
         assert_eq!(
@@ -133,7 +132,7 @@ fn root_a_line_whose_blocks_another_releases_is_no_leak() {
             "{python:?}: {report}"
         );
         assert_eq!(first["live_bytes"].as_i64().unwrap(), kept.number("live_bytes"), "{report}");
-        near(kept.number("live_bytes"), 4_000_000, if python.free_threaded { 1 << 20 } else { 64 << 10 });
+        near(kept.number("live_bytes"), 4_000_000, 64 << 10);
         target.end();
     }
 }
