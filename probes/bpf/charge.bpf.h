@@ -3,7 +3,7 @@
 #ifndef CHARGE_BPF_H
 #define CHARGE_BPF_H
 
-/* The running thread's PyThreadState. Returns a stack status. */
+/* The PyThreadState whose code the running thread executes. Returns a stack status. */
 static __always_inline __u32 find_thread_state(struct rm_process *process, struct thread *thread, __u64 fsbase, __u64 *state)
 {
 	__u32 status;
@@ -16,7 +16,10 @@ static __always_inline __u32 find_thread_state(struct rm_process *process, struc
 		if (status != RM_STACK_COMPLETE)
 			return status;
 	}
-	return read_thread_state(thread->slot, state);
+	status = read_thread_state(thread->slot, state);
+	if (status == RM_STACK_COMPLETE)
+		*state = running_state(process, *state, &thread->other);
+	return status;
 }
 
 /* The registers with which the thread came into the kernel; nothing where nobody asks for them. */

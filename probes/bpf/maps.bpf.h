@@ -75,6 +75,7 @@ struct thread {
 	__u64 loading; /* stack pointer of the loader at work, where the loader is the C library; 0: it is not at work */
 	__u64 slot; /* where the thread's PyThreadState stands in its thread-specific data; 0: not found yet */
 	__u64 slot_of; /* the thread pointer it was found for */
+	__u64 other; /* as running_state has it */
 	__s64 net; /* bytes the thread took less those it released */
 	__s64 tally_net; /* the same of what the tally counts, as last read */
 	__s64 tally_highest; /* struct rm_tally_thread's, as last read */

@@ -11,6 +11,10 @@
 #ifndef READ_USER
 #define READ_USER(to, size, from) bpf_probe_read_user(to, size, (const void *)(from))
 #endif
+/* Of what may be another thread's, and gone: where a read of the thread's own memory cannot fail this one may. */
+#ifndef READ_OTHERS
+#define READ_OTHERS READ_USER
+#endif
 
 enum {
 	KEY_LIMIT = 1024,    /* PTHREAD_KEYS_MAX of glibc */
@@ -161,6 +165,66 @@ static __always_inline __u32 read_thread_state(__u64 slot, __u64 *thread_state)
 	return *thread_state ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
 }
 
+/* Is there one interpreter alone, that of this thread state? The list has the newest first. */
+static __always_inline bool is_only_interpreter(const struct rm_process *process, __u64 thread_state)
+{
+	__u64 newest = 0, interpreter = 0, before = 1;
+
+	return !READ_USER(&newest, sizeof(newest), process->interpreters_address) &&
+	       !READ_USER(&interpreter, sizeof(interpreter), thread_state + process->layout.thread_interpreter) &&
+	       newest && newest == interpreter && !READ_USER(&before, sizeof(before), interpreter + process->layout.interpreter_next) && !before;
+}
+
+/* Was this thread state made by the thread that made the other, which is the one that runs? */
+static __always_inline bool is_of_thread(const struct rm_layout *layout, __u64 own, __u64 thread_state)
+{
+	__u64 thread = 0, other = 0;
+
+	return !READ_USER(&thread, sizeof(thread), own + layout->thread_thread_id) && thread &&
+	       !READ_OTHERS(&other, sizeof(other), thread_state + layout->thread_thread_id) && other == thread;
+}
+
+/* Has this thread state a frame? */
+static __always_inline bool has_frame(const struct rm_layout *layout, __u64 thread_state)
+{
+	__u64 at = 0;
+
+	if (READ_OTHERS(&at, sizeof(at), thread_state + layout->thread_head))
+		return false;
+	if (layout->thread_head_hop != RM_ABSENT && at && READ_OTHERS(&at, sizeof(at), at + layout->thread_head_hop))
+		return false;
+	return at;
+}
+
+/*
+ * The thread state whose code the thread executes, of which the slot has `own`. Up to 3.11 the slot keeps the first that the thread had,
+ * that of the interpreter it began in, while it executes code of another (PyThreadState_Swap in Python/pystate.c sets
+ * gilstate.tstate_current alone). What holds the GIL is then the other one, if this thread made it. When the thread has let go of the
+ * GIL, nothing tells which of the two did so: the other is kept in `other` and taken for as long as it has frames, which it has not
+ * between one call into its interpreter and the next, nor when it is given back. One that another thread made, as _xxsubinterpreters
+ * takes where an interpreter is entered by another thread than has made it, cannot be told from that thread's own work: the thread then is
+ * where it entered. From 3.12 on the slot is right.
+ */
+static __always_inline __u64 running_state(const struct rm_process *process, __u64 own, __u64 *other)
+{
+	const struct rm_layout *layout = &process->layout;
+	__u64 holder = 0;
+
+	if (!process->holder_address || READ_USER(&holder, sizeof(holder), process->holder_address))
+		return own;
+	if (holder == own) {
+		*other = 0;
+		return own;
+	}
+	if (is_only_interpreter(process, own))
+		return own;
+	if (holder && is_of_thread(layout, own, holder)) {
+		*other = holder;
+		return holder;
+	}
+	return *other && is_of_thread(layout, own, *other) && has_frame(layout, *other) ? *other : own;
+}
+
 /* The innermost frame's address in *frame. Returns a stack status. */
 static __always_inline __u32 innermost_frame(const struct rm_layout *layout, __u64 thread_state, __u64 *frame)
 {
@@ -235,17 +299,18 @@ static __always_inline bool is_shim(const struct rm_layout *layout, const union 
 	       (frame->bytes[layout->frame_owner & 127] & 0x7f) >= layout->owner_skip;
 }
 
-/* Does the interpreter of this thread state collect garbage? */
-static __always_inline bool is_collecting(const struct rm_process *process, __u64 thread_state)
+/* Does the interpreter of this thread state collect garbage? Which one that is: 0 where all do at one time. */
+static __always_inline bool is_collecting(const struct rm_process *process, __u64 thread_state, __u64 *interpreter)
 {
 	const struct rm_layout *layout = &process->layout;
 	__u64 at = process->collecting_address;
 	__u32 collecting = 0;
 
+	*interpreter = 0;
 	if (layout->interpreter_collecting != RM_ABSENT) {
-		if (READ_USER(&at, sizeof(at), thread_state + layout->thread_interpreter) || !at)
+		if (READ_USER(interpreter, sizeof(*interpreter), thread_state + layout->thread_interpreter) || !*interpreter)
 			return false;
-		at += layout->interpreter_collecting;
+		at = *interpreter + layout->interpreter_collecting;
 	}
 	return at && !READ_USER(&collecting, sizeof(collecting), at) && collecting;
 }
@@ -292,16 +357,21 @@ struct collection {
 static __always_inline bool is_collectors(struct rm_process *process, struct collection *met, __u64 thread_state, __u64 stack, __u32 depth,
 					  bool releases)
 {
-	if (!is_collecting(process, thread_state)) {
+	__u64 interpreter;
+	bool known;
+
+	if (!is_collecting(process, thread_state, &interpreter)) {
 		met->depth = 0;
-		if (process->collector)
+		if (process->collector && process->collected == interpreter)
 			process->collector = 0;
 		return false;
 	}
-	if (process->collector ? process->collector != thread_state :
-				 !holds_gil(process, thread_state) && !is_alone(&process->layout, thread_state))
+	/* Interpreters with a GIL of their own may collect beside each other: the last that was met is known. */
+	known = process->collector && process->collected == interpreter;
+	if (known ? process->collector != thread_state : !holds_gil(process, thread_state) && !is_alone(&process->layout, thread_state))
 		return false;
 	process->collector = thread_state;
+	process->collected = interpreter;
 	if (!releases)
 		return false;
 	if (!met->depth || depth < met->depth) {

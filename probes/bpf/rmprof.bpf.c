@@ -80,7 +80,10 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 		return libraries_changed(process, current_thread(), PT_REGS_SP(ctx));
 	case RM_LAUNCH_STACK:
 		thread = current_thread();
-		return thread ? tally_stack(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)) : 0;
+		if (!thread)
+			return 0;
+		thread->other = PT_REGS_PARM4(ctx);
+		return tally_stack(process, thread, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
 	case RM_LAUNCH_LINE:
 		thread = current_thread();
 		count(RM_COUNT_LINE_EVENTS);

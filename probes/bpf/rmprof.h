@@ -112,6 +112,7 @@ struct rm_layout {
 	rm_u32 interpreter_collecting; /* PyInterpreterState.gc.collecting, i32 (3.9+), or RM_ABSENT */
 	rm_u32 interpreter_threads_head; /* PyInterpreterState's first thread state */
 	rm_u32 thread_next;        /* PyThreadState.next */
+	rm_u32 interpreter_next;   /* PyInterpreterState.next: the one made before it */
 	rm_u32 thread_attached;    /* PyThreadState -> the u32 that tells whether it holds the GIL (3.12+), or RM_ABSENT, where there is none too */
 	rm_u32 attached_mask;      /* of that word */
 	rm_u32 attached_value;     /* what is there under the mask while it does */
@@ -157,7 +158,7 @@ struct rm_process {
 				      RM_SLOT_DISTANCE: of a word that holds a distance from the thread pointer, or the address of a tls_index */
 	rm_s64 slot_offset;        /* RM_SLOT_VARIABLE: from the thread pointer, or within the module's block; RM_SLOT_DISTANCE: what to add */
 	rm_u32 slot_kind;          /* enum rm_slot_kind */
-	rm_u32 slot_pad;
+	rm_u32 tcache_trust;       /* predictions that came true in a row; RM_TCACHE_OFF: one did not */
 	rm_u64 text_start;         /* where the module with the interpreter is executable */
 	rm_u64 text_end;
 	rm_u64 loader_start;       /* where the dynamic loader is executable: its mmaps are not the program's */
@@ -174,14 +175,16 @@ struct rm_process {
 	struct rm_layout layout;
 	rm_u32 own_mappings;       /* it has mapped memory itself: only then its munmaps are told */
 	rm_u32 key;                /* the pthread key plus one, once it is made; 0 before */
-	rm_u32 tcache_trust;       /* predictions that came true in a row; RM_TCACHE_OFF: one did not */
 	rm_u64 tcache_offset;      /* from the thread pointer to where glibc keeps the thread's tcache; 0: not known */
 	rm_u32 order_minor;        /* events drawn since order_major */
 	rm_u32 specific_offset;    /* from the thread pointer to the libc's table of thread-specific data, as specific_kind says */
 	rm_u64 finalizing_address; /* where _PyRuntime has the thread state that ends the interpreter; 0: not known */
 	rm_u64 collecting_address; /* of the i32 that tells whether garbage is collected (to 3.8); 0: as layout.interpreter_collecting says */
-	rm_u64 holder_address;     /* of the thread state that holds the GIL (to 3.11); 0: as layout.thread_attached says */
+	rm_u64 holder_address;     /* of the thread state that holds the GIL (to 3.11); 0: as layout.thread_attached says, and the slot has the thread's
+				      state of whatever interpreter it runs */
+	rm_u64 interpreters_address; /* of its list of interpreters, the newest first */
 	rm_u64 collector;          /* the thread state that collects garbage, as far as it can be told; 0: none is known to */
+	rm_u64 collected;          /* the interpreter it does that in; 0: all (to 3.8) */
 	rm_u64 code_type;          /* address of PyCode_Type, the type of every code object; 0: not known */
 	rm_u64 tally;              /* address of its struct rm_tally in the process; 0: its blocks are counted by probes */
 	rm_s64 tally_thread;       /* from the thread pointer to the thread's struct rm_tally_thread */
@@ -330,8 +333,8 @@ enum rm_launch_role {
 	RM_LAUNCH_LINE = 1,  /* (code, line, what) */
 	RM_LAUNCH_MARK = 2,  /* (code, order) */
 	RM_LAUNCH_HELLO = 3, /* (hexversion, pid) */
-	RM_LAUNCH_STACK = 4, /* (site, frame, collector): of the preloaded library, a stack its tally has not met before, the frame of the call
-			      * (0: of none), and whether the garbage collector is at work */
+	RM_LAUNCH_STACK = 4, /* (site, frame, collector, other): of the preloaded library, a stack its tally has not met before, the frame of the
+			      * call (0: of none), whether the garbage collector is at work, and the thread's state of another interpreter */
 	RM_LAUNCH_TALLY = 5, /* (address): of the preloaded library, where a fork has its tally */
 	RM_LAUNCH_LOADED = 6, /* (): of the dynamic loader, it is about to change its list of libraries, or has */
 	RM_LAUNCH_LIMIT = 7, /* (enum rm_limit_call, value, handler) */

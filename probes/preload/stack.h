@@ -3,22 +3,13 @@
 #ifndef STACK_H
 #define STACK_H
 
-/* Reads a word of our own memory. With care: by a system call, which fails where a load would end the program. */
+/* Reads a word of our own memory. */
 static __attribute__((always_inline)) inline bool peek(__u64 *to, __u64 from, bool care)
 {
-	struct {
-		const void *base;
-		size_t length;
-	} local, remote;
-
-	if (likely(!care)) {
-		*to = *(const __u64 *)from;
-		return true;
-	}
-	local.base = to;
-	local.length = remote.length = sizeof(*to);
-	remote.base = (const void *)from;
-	return call(VM_READ, call(GETPID, 0, 0, 0, 0, 0, 0), (long)&local, 1, (long)&remote, 1, 0) == sizeof(*to);
+	if (unlikely(care))
+		return !read_with_care(to, sizeof(*to), from);
+	*to = *(const __u64 *)from;
+	return true;
 }
 
 static inline __u64 turned(__u64 word, int bits)
@@ -117,13 +108,16 @@ static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u6
 	return RM_STACK_COMPLETE;
 }
 
-/*
- * The first walks are made with care, and each of their frames must have a code object: a Python that is not laid out as its version
- * says is found out before a wrong pointer is followed.
- */
+/* By system calls, and each frame must have a code object. */
 static __attribute__((noinline)) __u32 walk_with_care(struct rm_tally *t, __u64 state, __u64 *hash, __u32 *depth)
 {
-	__u32 status = walk(t, state, hash, depth, true);
+	return walk(t, state, hash, depth, true);
+}
+
+/* The first walks are made with care: a Python that is not laid out as its version says is found out before a wrong pointer is followed. */
+static __attribute__((noinline)) __u32 prove_walk(struct rm_tally *t, __u64 state, __u64 *hash, __u32 *depth)
+{
+	__u32 status = walk_with_care(t, state, hash, depth);
 	__u64 interpreter, word;
 
 	/* What is_collecting follows is looked at as well. */
@@ -153,7 +147,7 @@ static inline bool is_ending(const struct rm_process *process, __u64 state)
 static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 {
 	struct rm_process *process = &t->process;
-	__u64 pointer = thread_pointer(), state = 0, hash = 0;
+	__u64 pointer = thread_pointer(), own = 0, state = 0, hash = 0;
 	__u32 status = RM_STACK_NO_THREAD, depth = 0;
 
 	last.collector = false;
@@ -171,14 +165,17 @@ static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 		if (status != RM_STACK_COMPLETE)
 			goto known;
 	}
-	status = read_thread_state(last.slot, &state);
+	status = read_thread_state(last.slot, &own);
 	if (status != RM_STACK_COMPLETE)
 		goto known;
-	if (unlikely(is_ending(process, state)))
+	state = running_state(process, own, &last.other);
+	if (unlikely(is_ending(process, own)))
 		status = RM_STACK_NO_THREAD;
 	else if (unlikely(t->refused))
 		status = RM_STACK_UNREADABLE;
 	else if (unlikely(t->careful))
+		status = prove_walk(t, state, &hash, &depth);
+	else if (unlikely(state != own && !holds_gil(process, state))) /* what was running last, as far as can be told */
 		status = walk_with_care(t, state, &hash, &depth);
 	else
 		status = walk(t, state, &hash, &depth, false);
@@ -226,7 +223,7 @@ static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack,
 	if (!site || put(t, &stacks, stack, number + 1) == NO_ROOM)
 		return 0;
 	site->announced = t->announcements;
-	rmprof_site_stack(number, frame, last.collector);
+	rmprof_site_stack(number, frame, last.collector, last.other);
 	return number + 1;
 }
 
@@ -255,7 +252,7 @@ static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *numb
 	}
 	if (unlikely(site->announced != t->announcements)) {
 		site->announced = t->announcements;
-		rmprof_site_stack(last.site - 1, frame, last.collector);
+		rmprof_site_stack(last.site - 1, frame, last.collector, last.other);
 	}
 	return site;
 }

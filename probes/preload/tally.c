@@ -16,6 +16,7 @@
 
 /* The same words as in the kernel, on our own memory. What is not there cannot be asked for here: see `careful`. */
 #define READ_USER(to, size, from) (__builtin_memcpy(to, (const void *)(from), size), 0)
+#define READ_OTHERS(to, size, from) read_with_care(to, size, from)
 #define WALK_LOOP(steps, step, context) ((void)(step))
 #include "python.bpf.h"
 
@@ -54,15 +55,17 @@ static __thread struct {
 	__u64 slot;    /* where the thread's PyThreadState stands; 0: not found yet */
 	__u64 of;      /* the thread pointer it was found for */
 	__u64 stack;   /* the stack of the last event */
+	__u64 other;   /* as running_state has it */
 	struct rm_tally *in; /* where that was counted: not where a fork counts */
 	__u32 site;    /* and its site plus one */
 	bool collector; /* it was the garbage collector's */
 	struct collection collection;
 } last;
 
-/* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. `frame` as in current_stack. */
+/* A probe is here: the kernel side reads the stack that runs, and notes that it is `site`'s. `frame` as in current_stack, `other` as in
+ * running_state: it is to take the same thread state. */
 __attribute__((naked, noinline, used, aligned(16), visibility("default"))) void rmprof_site_stack(UNUSED __u64 site, UNUSED const void *frame,
-												     UNUSED bool collector)
+												     UNUSED bool collector, UNUSED __u64 other)
 {
 	__asm__("nop\n\tret");
 }

@@ -224,6 +224,6 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         position_kind code_base code_first_line code_filename code_name code_qualname code_line_table code_code code_version
         code_bytecode object_type str_length str_state str_ascii_data str_compact_data str_kind_shift str_compact_bit
         str_ascii_bit bytes_length bytes_data arena_bytes reserve_flags code_thread_bytecode thread_bytecode_entries
-        thread_interpreter interpreter_collecting interpreter_threads_head thread_next thread_attached attached_mask attached_value
+        thread_interpreter interpreter_collecting interpreter_threads_head thread_next interpreter_next thread_attached attached_mask attached_value
     }
 }

@@ -23,6 +23,7 @@ pub fn describe(process: &mut abi::rm_process, interpreter: &Interpreter, layout
     process.finalizing_address = interpreter.finalizing_address.unwrap_or(0);
     process.collecting_address = interpreter.collecting_address.unwrap_or(0);
     process.holder_address = interpreter.holder_address.unwrap_or(0);
+    process.interpreters_address = interpreter.interpreters_address();
     process.code_type = interpreter.code_type.unwrap_or(0);
 }
 
@@ -96,6 +97,7 @@ fn layout_of(layout: &Layout) -> abi::rm_layout {
         interpreter_collecting: layout.interpreter_collecting,
         interpreter_threads_head: layout.interpreter_threads_head,
         thread_next: layout.thread_next,
+        interpreter_next: layout.interpreter_next,
         thread_attached: layout.thread_attached,
         attached_mask: layout.attached_mask,
         attached_value: layout.attached_value,
