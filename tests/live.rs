@@ -75,6 +75,8 @@ mod snapshots;
 mod start;
 #[path = "live/streams.rs"]
 mod streams;
+#[path = "live/subinterpreters.rs"]
+mod subinterpreters;
 #[path = "live/system.rs"]
 mod system;
 #[path = "live/tally.rs"]

@@ -16,13 +16,15 @@ mod process;
 mod pythons;
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
+use std::time::Instant;
 
 use rmprof_bpf::python::code;
 use rmprof_bpf::python::discover::Interpreter;
 use rmprof_probes::abi;
 
 use host::{Walk, process_of, walker};
-use process::{Frame, Target, Thread};
+use process::{Frame, PATIENCE, Target, Thread};
 
 /// `RM_MAX_FRAMES`, as a length.
 const MOST_FRAMES: usize = abi::RM_MAX_FRAMES as usize;
@@ -32,7 +34,7 @@ fn frames_of_every_python_found_are_those_it_has_itself() {
     let found = pythons::found();
     assert!(!found.is_empty(), "no CPython of 3.6 to 3.15 is installed: nothing was tested");
     for python in found {
-        let mut target = Target::start(&python.program);
+        let mut target = Target::start(&python.program, "target.py");
         let truth = target.truth();
         let interpreter = target.interpreter();
         assert_eq!((interpreter.version.0, interpreter.version.1), (python.layout.major, python.layout.minor));
@@ -56,6 +58,48 @@ fn frames_of_every_python_found_are_those_it_has_itself() {
             if native { ", and a thread without Python" } else { "" },
         );
     }
+}
+
+/// The thread's slot has the state of the main interpreter up to 3.11, of the other from 3.12 on.
+#[test]
+fn a_thread_in_a_sub_interpreter_executes_what_that_runs() {
+    let mut tried = 0;
+    for python in pythons::found() {
+        let mut target = Target::start(&python.program, "subinterpreter.py");
+        if target.line().is_none() {
+            eprintln!("NOT RUN: {} has no sub-interpreters", python.program.display());
+            continue;
+        }
+        let interpreter = target.interpreter();
+        let mut watched = process_of(&interpreter);
+        let expected = [("innermost", 5..=6), ("outer", 9..=9), ("<module>", 11..=11)];
+        let begin = Instant::now();
+        loop {
+            let seen = frames_now(&target, &interpreter, &mut watched);
+            let is = |((name, lines), (seen, _, _, line)): (&(&str, RangeInclusive<u32>), &Frame)| {
+                name == seen && lines.contains(line)
+            };
+            // It may be on its way back from telling yet, and without the GIL.
+            if seen.len() == expected.len() && expected.iter().zip(&seen).all(is) {
+                break;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{}: {seen:?}", python.program.display());
+            std::thread::yield_now();
+        }
+        tried += 1;
+    }
+    assert!(tried > 0, "no Python here has sub-interpreters: nothing was tested");
+}
+
+/// The frames that the first thread executes.
+fn frames_now(target: &Target, interpreter: &Interpreter, watched: &mut abi::rm_process) -> Vec<Frame> {
+    let memory = target.memory();
+    let stopped = target.stop(target.first_thread());
+    let (status, own) = walker().find_thread_state(&memory, watched, stopped.thread_pointer());
+    assert_eq!(status, abi::RM_STACK_COMPLETE);
+    let running = walker().running_state(&memory, watched, own, &mut 0);
+    let walk = walker().walk(&memory, watched, running);
+    walk.frames.iter().map(|frame| describe(target, interpreter, frame)).collect()
 }
 
 /// Walks one thread and holds what is seen against what it told.

@@ -1,7 +1,7 @@
 //! Programs that run already, bare, and what a session of ours has of them.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
@@ -55,8 +55,22 @@ impl Target {
 
     /// Has it do a step, and waits until it has.
     pub fn step(&mut self, what: impl AsRef<OsStr>) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{}", what.as_ref().to_str().unwrap()).unwrap();
+        self.send(what.as_ref().to_str().unwrap());
         self.line()
+    }
+
+    fn send(&mut self, what: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
+    }
+
+    /// Has it do a step that is its last, and returns all that it says until it has ended.
+    pub fn rest(mut self, what: &str) -> String {
+        self.send(what);
+        drop(self.child.stdin.take());
+        let mut said = String::new();
+        self.output.read_to_string(&mut said).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        said
     }
 
     /// Its standard input ends, and so does it.

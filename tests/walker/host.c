@@ -33,6 +33,14 @@ __u32 host_find_thread_state(host_reader *read, void *context, struct rm_process
 	return status == RM_STACK_COMPLETE ? read_thread_state(slot, thread_state) : status;
 }
 
+/* The thread state whose code runs, where the slot has `own`. */
+__u64 host_running_state(host_reader *read, void *context, const struct rm_process *process, __u64 own, __u64 *other)
+{
+	reader = read;
+	reader_context = context;
+	return running_state(process, own, other);
+}
+
 __u32 host_walk_frames(host_reader *read, void *context, const struct rm_process *process, __u64 thread_state,
 		       struct rm_stack_event *stack)
 {

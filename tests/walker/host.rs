@@ -17,12 +17,14 @@ pub const GLIBC_SPECIFIC: u32 = 0x510;
 
 type Reader = unsafe extern "C" fn(*mut c_void, *mut c_void, u32, u64) -> c_int;
 type FindThreadState = unsafe extern "C" fn(Reader, *mut c_void, *mut abi::rm_process, u64, *mut u64) -> u32;
+type RunningState = unsafe extern "C" fn(Reader, *mut c_void, *const abi::rm_process, u64, *mut u64) -> u64;
 type WalkFrames =
     unsafe extern "C" fn(Reader, *mut c_void, *const abi::rm_process, u64, *mut abi::rm_stack_event) -> u32;
 
 /// The functions of host.c.
 pub struct Walker {
     find_thread_state: FindThreadState,
+    running_state: RunningState,
     walk_frames: WalkFrames,
 }
 
@@ -76,8 +78,15 @@ impl Walker {
             address
         };
         let (find, walk) = (symbol(c"host_find_thread_state"), symbol(c"host_walk_frames"));
+        let running = symbol(c"host_running_state");
         // SAFETY: the types are those of host.c.
-        unsafe { Walker { find_thread_state: std::mem::transmute(find), walk_frames: std::mem::transmute(walk) } }
+        unsafe {
+            Walker {
+                find_thread_state: std::mem::transmute(find),
+                running_state: std::mem::transmute(running),
+                walk_frames: std::mem::transmute(walk),
+            }
+        }
     }
 
     /// Status and address of the thread state of the thread with this thread pointer. The walker keeps the key in `process`.
@@ -92,6 +101,13 @@ impl Walker {
         // SAFETY: `read` takes the context that is given, both pointers are valid for the call.
         let status = unsafe { (self.find_thread_state)(read, context, process, thread_pointer, &mut thread_state) };
         (status, thread_state)
+    }
+
+    /// The thread state whose code the thread executes that has `own` in its slot. The walker keeps another interpreter's in `other`.
+    pub fn running_state(&self, memory: &dyn Memory, process: &abi::rm_process, own: u64, other: &mut u64) -> u64 {
+        let context = (&raw const memory).cast_mut().cast();
+        // SAFETY: `read` takes the context that is given, both pointers are valid for the call.
+        unsafe { (self.running_state)(read, context, process, own, other) }
     }
 
     /// Walks a thread's frames. What is written beyond the event's end kills the test.
@@ -169,6 +185,8 @@ impl Drop for Guarded {
 pub fn process_of(interpreter: &Interpreter) -> abi::rm_process {
     let mut process = process(interpreter.layout, interpreter.interpreters_address());
     process.slot_kind = abi::RM_SLOT_VARIABLE;
+    process.holder_address = interpreter.holder_address.unwrap_or(0);
+    process.interpreters_address = interpreter.interpreters_address();
     match interpreter.thread_slot {
         ThreadSlot::TssKey { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_TSS_KEY, address),
         ThreadSlot::Key { address } => (process.slot_kind, process.key_address) = (abi::RM_SLOT_KEY, address),

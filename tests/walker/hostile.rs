@@ -473,6 +473,76 @@ fn the_loader_tells_how_far_the_thread_state_is() {
     }
 }
 
+const HOLDER: u64 = 0xa0_0000;
+const INTERPRETERS: u64 = 0xb0_0000;
+const MAIN: u64 = 0xc0_0000;
+const SUB: u64 = 0xd0_0000;
+const OTHER: u64 = 0xe0_0000;
+
+/// A process with a sub-interpreter. The thread's state in the main one is `THREAD`, and `OTHER` in the other, where it has a frame.
+fn with_interpreters(layout: &Layout) -> (Pieces, abi::rm_process) {
+    let mut watched = process(layout, KEY);
+    (watched.holder_address, watched.interpreters_address) = (HOLDER, INTERPRETERS);
+    let mut memory = Pieces::thread(layout, frame_at(0));
+    memory.put_u64(INTERPRETERS, SUB);
+    for (interpreter, before, state) in [(SUB, MAIN, OTHER), (MAIN, 0, THREAD)] {
+        memory.put_u64(interpreter + u64::from(layout.interpreter_next), before);
+        memory.put_u64(state + u64::from(layout.thread_interpreter), interpreter);
+        memory.put_u64(state + u64::from(layout.thread_thread_id), THREAD_POINTER);
+    }
+    let hops = layout.thread_head_hop != ABSENT;
+    memory.put_u64(OTHER + u64::from(layout.thread_head), if hops { HOP } else { frame_at(1) });
+    memory.put_u64(HOLDER, 0);
+    (memory, watched)
+}
+
+#[test]
+fn of_a_thread_s_states_the_one_that_holds_the_gil_is_executed() {
+    for layout in known() {
+        let (mut memory, watched) = with_interpreters(layout);
+        let running =
+            |memory: &Pieces, mut other: u64| (walker().running_state(memory, &watched, THREAD, &mut other), other);
+        // Its own, whatever was before.
+        memory.put_u64(HOLDER, THREAD);
+        assert_eq!(running(&memory, OTHER), (THREAD, 0));
+        // The other interpreter's.
+        memory.put_u64(HOLDER, OTHER);
+        assert_eq!(running(&memory, 0), (OTHER, OTHER));
+        // Another thread's: what was executed last, where it has a frame yet.
+        let of_thread = OTHER + u64::from(layout.thread_thread_id);
+        let (mut foreign, _) = with_interpreters(layout);
+        foreign.put_u64(HOLDER, OTHER);
+        foreign.put_u64(of_thread, THREAD_POINTER + 1);
+        assert_eq!(running(&foreign, 0), (THREAD, 0));
+        assert_eq!(running(&foreign, OTHER).0, THREAD, "it is not this thread's");
+        memory.put_u64(HOLDER, 0);
+        assert_eq!(running(&memory, 0), (THREAD, 0));
+        assert_eq!(running(&memory, OTHER), (OTHER, OTHER));
+        let head = OTHER + u64::from(layout.thread_head);
+        memory.put_u64(head, 0);
+        assert_eq!(running(&memory, OTHER).0, THREAD, "it has no frame");
+        memory.0.remove(&head);
+        assert_eq!(running(&memory, OTHER).0, THREAD, "it is gone");
+    }
+}
+
+#[test]
+fn where_there_is_one_interpreter_no_other_thread_s_state_is_looked_at() {
+    for layout in known() {
+        let (mut memory, mut watched) = with_interpreters(layout);
+        memory.put_u64(INTERPRETERS, MAIN);
+        // Whatever is there would be believed.
+        memory.put_u64(HOLDER, OTHER);
+        let mut other = 0;
+        assert_eq!(walker().running_state(&memory, &watched, THREAD, &mut other), THREAD);
+        // From 3.12 on the slot has the right one.
+        memory.put_u64(INTERPRETERS, SUB);
+        assert_eq!(walker().running_state(&memory, &watched, THREAD, &mut other), OTHER);
+        watched.holder_address = 0;
+        assert_eq!(walker().running_state(&memory, &watched, THREAD, &mut other), THREAD);
+    }
+}
+
 /// Every address can be read, and holds the same few bytes over and over.
 struct Repeated(Vec<u8>);
 
@@ -495,6 +565,8 @@ proptest! {
             let mut process = process(layout, key);
             let walk = walker().walk(&memory, &process, state);
             prop_assert!(walk.status <= abi::RM_STACK_FOREIGN && walk.frames.len() <= MOST_FRAMES);
+            (process.holder_address, process.interpreters_address) = (key, pointer);
+            walker().running_state(&memory, &process, state, &mut pointer.clone());
             for (kind, module) in [(abi::RM_SLOT_TSS_KEY, 0), (abi::RM_SLOT_KEY, 0), (abi::RM_SLOT_VARIABLE, 0), (abi::RM_SLOT_VARIABLE, key), (abi::RM_SLOT_DISTANCE, key)] {
                 (process.key, process.slot_kind, process.slot_module) = (0, kind, module);
                 prop_assert!(walker().find_thread_state(&memory, &mut process, pointer).0 <= abi::RM_STACK_FOREIGN);

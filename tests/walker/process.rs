@@ -39,7 +39,7 @@ pub struct Thread {
 }
 
 /// How long the program has to get where it said it would stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program under way. It ends when this is dropped.
 pub struct Target {
@@ -48,8 +48,9 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn start(python: &Path) -> Target {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/walker/target.py");
+    /// Has a Python execute a script of this folder.
+    pub fn start(python: &Path, script: &str) -> Target {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/walker").join(script);
         let mut command = Command::new(python);
         command.args(["-X", "utf8"]).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -58,14 +59,24 @@ impl Target {
 
     /// What it tells, once its threads have stopped.
     pub fn truth(&mut self) -> Truth {
-        let mut line = String::new();
-        let output = self.child.stdout.take().unwrap();
-        assert!(BufReader::new(output).read_line(&mut line).unwrap() > 0, "the program ended early");
+        let line = self.line().expect("the program ended early");
         let truth: Truth = serde_json::from_str(&line).unwrap();
         for thread in &truth.threads {
             self.wait_for(thread);
         }
         truth
+    }
+
+    /// The one line that it says; `None`: it ended without.
+    pub fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let output = self.child.stdout.take().unwrap();
+        (BufReader::new(output).read_line(&mut line).unwrap() > 0).then_some(line)
+    }
+
+    /// The kernel's number of its first thread.
+    pub fn first_thread(&self) -> i32 {
+        self.pid().as_raw()
     }
 
     /// Asks the kernel again and again until the thread is in the system call that it waits in.

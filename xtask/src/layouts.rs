@@ -122,7 +122,8 @@ fn compare(file: &Path, layout: &Map<String, Value>) -> Result<Option<String>> {
     Ok((!differences.is_empty()).then(|| differences.join("; ")))
 }
 
-/// The headers of the first python3.N that has them.
+/// The headers of the first python3.N that has them and is a release build with the GIL: the other variants are measured by macros. Debug
+/// and free-threaded builds are called python3.N too, in folders of their own.
 fn find_headers(wanted: &Minor) -> Result<PathBuf> {
     let minor = wanted.number;
     let name = format!("python3.{minor}");
@@ -134,22 +135,57 @@ fn find_headers(wanted: &Minor) -> Result<PathBuf> {
             folders.push(entry.path().join("bin"));
         }
     }
-    let script = "import sys, sysconfig; print(sysconfig.get_path('include'), sys.version_info[1])";
+    let mut others = Vec::new();
     for program in folders.iter().map(|folder| folder.join(&name)).filter(|program| program.is_file()) {
         // A pyenv shim of a version that is not chosen fails here, and is passed over.
-        let output = Command::new(&program).args(["-c", script]).stderr(Stdio::null()).output();
+        let output = Command::new(&program).args(["-c", ASK_HEADERS]).stderr(Stdio::null()).output();
         let Ok(output) = output else { continue };
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if let Some((folder, number)) = text.trim().rsplit_once(' ')
-            && number == minor.to_string()
-            && ["Python.h"].iter().chain(wanted.headers).all(|header| Path::new(folder).join(header).is_file())
+        let Some(found) = Headers::of(&String::from_utf8_lossy(&output.stdout)) else { continue };
+        if found.minor != minor
+            || !["Python.h"].iter().chain(wanted.headers).all(|header| found.folder.join(header).is_file())
         {
-            return Ok(folder.into());
+            continue;
         }
+        if found.is_release {
+            return Ok(found.folder);
+        }
+        others.push(program.display().to_string());
     }
+    let passed_over = match others.as_slice() {
+        [] => String::new(),
+        others => format!(" ({} is a debug or free-threaded build)", others.join(", ")),
+    };
     bail!(
-        "no headers of CPython 3.{minor} found\nhint: install libpython3.{minor}-dev or `pyenv install 3.{minor}`, or give --include DIR"
+        "no headers of CPython 3.{minor} found{passed_over}\nhint: install libpython3.{minor}-dev or `pyenv install 3.{minor}`, or give --include DIR"
     )
+}
+
+/// What a Python is asked about its headers. `Py_GIL_DISABLED` and `Py_DEBUG` are macros of pyconfig.h, and change structs.
+const ASK_HEADERS: &str = "import sys, sysconfig
+variable = sysconfig.get_config_var
+other = variable('Py_GIL_DISABLED') or variable('Py_DEBUG') or variable('Py_TRACE_REFS')
+print(sys.version_info[1], 'other' if other else 'release', sysconfig.get_path('include'))
+";
+
+/// And what it answers.
+#[derive(Debug, PartialEq, Eq)]
+struct Headers {
+    minor: u32,
+    is_release: bool,
+    folder: PathBuf,
+}
+
+impl Headers {
+    fn of(answer: &str) -> Option<Self> {
+        let mut words = answer.trim_end().splitn(3, ' ');
+        let minor = words.next()?.parse().ok()?;
+        let is_release = match words.next()? {
+            "release" => true,
+            "other" => false,
+            _ => return None,
+        };
+        Some(Self { minor, is_release, folder: words.next()?.into() })
+    }
 }
 
 /// The release build, and under `variants` what differs in the others.
@@ -315,4 +351,19 @@ fn compile_and_run_in(folder: &Path, program: &str, include: &Path) -> Result<St
     let output = Command::new(&binary).output()?;
     ensure!(output.status.success(), "the C program failed: {}", output.status);
     Ok(String::from_utf8(output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_told_by_their_build() {
+        let headers = |minor, is_release, folder: &str| Some(Headers { minor, is_release, folder: folder.into() });
+        assert_eq!(Headers::of("13 release /a b/python3.13\n"), headers(13, true, "/a b/python3.13"));
+        assert_eq!(Headers::of("13 other /t/python3.13t\n"), headers(13, false, "/t/python3.13t"));
+        for nonsense in ["", "13\n", "13 release\n", "13 maybe /x\n", "x release /x\n"] {
+            assert_eq!(Headers::of(nonsense), None, "{nonsense:?}");
+        }
+    }
 }

@@ -122,6 +122,12 @@ pub const RULES: &[Rule] = &[
         source: "Include/internal/pycore_pystate.h: _Py_tss_gilstate, a variable of the thread, takes the place of autoTSSkey",
     },
     Rule {
+        minors: 7..=11,
+        field: "runtime_holder",
+        value: None,
+        source: "Python/pystate.c, _PyThreadState_Swap: sets gilstate.tstate_current alone, so that in another interpreter the slot keeps the thread's first state; from 3.12 on tstate_activate sets the slot",
+    },
+    Rule {
         minors: 6..=13,
         field: "frame_code_tags",
         value: Some(Number(0)),
