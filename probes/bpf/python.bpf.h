@@ -165,6 +165,20 @@ static __always_inline __u32 read_thread_state(__u64 slot, __u64 *thread_state)
 	return *thread_state ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
 }
 
+/* The innermost frame's address in *frame. Returns a stack status. */
+static __always_inline __u32 innermost_frame(const struct rm_layout *layout, __u64 thread_state, __u64 *frame)
+{
+	__u64 at = 0;
+
+	*frame = 0;
+	if (READ_USER(&at, sizeof(at), thread_state + layout->thread_head))
+		return RM_STACK_UNREADABLE;
+	if (layout->thread_head_hop != RM_ABSENT && at && READ_USER(&at, sizeof(at), at + layout->thread_head_hop))
+		return RM_STACK_UNREADABLE;
+	*frame = at;
+	return at ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
+}
+
 /* Is there one interpreter alone, that of this thread state? The list has the newest first. */
 static __always_inline bool is_only_interpreter(const struct rm_process *process, __u64 thread_state)
 {
@@ -175,13 +189,16 @@ static __always_inline bool is_only_interpreter(const struct rm_process *process
 	       newest && newest == interpreter && !READ_USER(&before, sizeof(before), interpreter + process->layout.interpreter_next) && !before;
 }
 
-/* Was this thread state made by the thread that made the other, which is the one that runs? */
-static __always_inline bool is_of_thread(const struct rm_layout *layout, __u64 own, __u64 thread_state)
+/* Was this thread state made by the thread that made the other, which is the one that runs? `known`: it was the last time that it held the
+ * GIL, as it does. */
+static __always_inline bool is_of_thread(const struct rm_layout *layout, __u64 own, __u64 thread_state, bool known)
 {
 	__u64 thread = 0, other = 0;
 
-	return !READ_USER(&thread, sizeof(thread), own + layout->thread_thread_id) && thread &&
-	       !READ_OTHERS(&other, sizeof(other), thread_state + layout->thread_thread_id) && other == thread;
+	if (READ_USER(&thread, sizeof(thread), own + layout->thread_thread_id) || !thread)
+		return false;
+	thread_state += layout->thread_thread_id;
+	return !(known ? READ_USER(&other, sizeof(other), thread_state) : READ_OTHERS(&other, sizeof(other), thread_state)) && other == thread;
 }
 
 /* Has this thread state a frame? */
@@ -199,16 +216,16 @@ static __always_inline bool has_frame(const struct rm_layout *layout, __u64 thre
 /*
  * The thread state whose code the thread executes, of which the slot has `own`. Up to 3.11 the slot keeps the first that the thread had,
  * that of the interpreter it began in, while it executes code of another (PyThreadState_Swap in Python/pystate.c sets
- * gilstate.tstate_current alone). What holds the GIL is then the other one, if this thread made it. When the thread has let go of the
- * GIL, nothing tells which of the two did so: the other is kept in `other` and taken for as long as it has frames, which it has not
- * between one call into its interpreter and the next, nor when it is given back. One that another thread made, as _xxsubinterpreters
- * takes where an interpreter is entered by another thread than has made it, cannot be told from that thread's own work: the thread then is
- * where it entered. From 3.12 on the slot is right.
+ * gilstate.tstate_current alone). What holds the GIL is then the other one, if this thread made it; without a frame its interpreter is
+ * being made or ended, by the frame that the slot leads to. When the thread has let go of the GIL, nothing tells which of the two did so:
+ * the other is kept in `other` and taken for as long as it has frames, which it has not between one call into its interpreter and the
+ * next, nor when it is given back. One that another thread made, as _xxsubinterpreters takes where an interpreter is entered by another
+ * thread than has made it, cannot be told from that thread's own work: the thread then is where it entered. From 3.12 on the slot is right.
  */
 static __always_inline __u64 running_state(const struct rm_process *process, __u64 own, __u64 *other)
 {
 	const struct rm_layout *layout = &process->layout;
-	__u64 holder = 0;
+	__u64 holder = 0, frame;
 
 	if (!process->holder_address || READ_USER(&holder, sizeof(holder), process->holder_address))
 		return own;
@@ -218,25 +235,11 @@ static __always_inline __u64 running_state(const struct rm_process *process, __u
 	}
 	if (is_only_interpreter(process, own))
 		return own;
-	if (holder && is_of_thread(layout, own, holder)) {
+	if (holder && is_of_thread(layout, own, holder, holder == *other)) {
 		*other = holder;
-		return holder;
+		return innermost_frame(layout, holder, &frame) == RM_STACK_COMPLETE ? holder : own;
 	}
-	return *other && is_of_thread(layout, own, *other) && has_frame(layout, *other) ? *other : own;
-}
-
-/* The innermost frame's address in *frame. Returns a stack status. */
-static __always_inline __u32 innermost_frame(const struct rm_layout *layout, __u64 thread_state, __u64 *frame)
-{
-	__u64 at = 0;
-
-	*frame = 0;
-	if (READ_USER(&at, sizeof(at), thread_state + layout->thread_head))
-		return RM_STACK_UNREADABLE;
-	if (layout->thread_head_hop != RM_ABSENT && at && READ_USER(&at, sizeof(at), at + layout->thread_head_hop))
-		return RM_STACK_UNREADABLE;
-	*frame = at;
-	return at ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
+	return *other && is_of_thread(layout, own, *other, false) && has_frame(layout, *other) ? *other : own;
 }
 
 /* Two code objects at one address differ in this: their version where Python counts them, and where their line table and their names

@@ -9,7 +9,8 @@ import mmap, os, sys, threading
 
 if __name__ == '__main__':
     marked = 'marked' in sys.argv  # a sub-interpreter may have no arguments
-mark = profile if marked else lambda function: function
+# 3.7 has no mark in a sub-interpreter (docs/accuracy.md).
+mark = profile if marked and (__name__ == '__main__' or sys.version_info[:2] != (3, 7)) else lambda function: function
 PAGES = 1000
 
 @mark
@@ -194,7 +195,7 @@ fn root_code_of_a_sub_interpreter_is_on_its_own_lines() {
                 } else {
                     check_blocks(&report, &program, &python, &entered, &what);
                 }
-                if !marked.is_empty() {
+                if !marked.is_empty() && python.version.0 != 7 {
                     let occurrences = report.only().line("inside", program.line("# kept")).number("occurrences");
                     assert_eq!(occurrences, entered.all, "{what}");
                 }

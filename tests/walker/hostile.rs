@@ -508,6 +508,7 @@ fn of_a_thread_s_states_the_one_that_holds_the_gil_is_executed() {
         // The other interpreter's.
         memory.put_u64(HOLDER, OTHER);
         assert_eq!(running(&memory, 0), (OTHER, OTHER));
+        assert_eq!(running(&memory, OTHER), (OTHER, OTHER));
         // Another thread's: what was executed last, where it has a frame yet.
         let of_thread = OTHER + u64::from(layout.thread_thread_id);
         let (mut foreign, _) = with_interpreters(layout);
@@ -521,6 +522,9 @@ fn of_a_thread_s_states_the_one_that_holds_the_gil_is_executed() {
         let head = OTHER + u64::from(layout.thread_head);
         memory.put_u64(head, 0);
         assert_eq!(running(&memory, OTHER).0, THREAD, "it has no frame");
+        memory.put_u64(HOLDER, OTHER);
+        assert_eq!(running(&memory, 0), (THREAD, OTHER), "its interpreter is being made");
+        memory.put_u64(HOLDER, 0);
         memory.0.remove(&head);
         assert_eq!(running(&memory, OTHER).0, THREAD, "it is gone");
     }
