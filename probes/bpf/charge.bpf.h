@@ -28,7 +28,7 @@ static __always_inline struct native user_registers(const struct rm_process *pro
 	struct native native = {};
 	struct pt_regs *regs;
 
-	if (process->flags & RM_NATIVE) {
+	if (has(process, RM_NATIVE)) {
 		regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 		native.instruction = PT_REGS_IP_CORE(regs);
 		native.stack_pointer = PT_REGS_SP_CORE(regs);
@@ -101,7 +101,7 @@ __noinline int walk(struct rm_process *process, struct thread *thread, const str
 	    !READ_USER(&thread->stack.thread_start, sizeof(thread->stack.thread_start), fsbase + process->start_offset))
 		thread->stack.stack = mix(thread->stack.stack, thread->stack.thread_start);
 	thread->native.instruction = 0;
-	if (native && (process->flags & RM_NATIVE) && native->instruction) {
+	if (native && has(process, RM_NATIVE) && native->instruction) {
 		thread->native = *native;
 		mix_native(thread, fsbase);
 	}
@@ -140,7 +140,7 @@ static __always_inline struct rm_site *site_of(struct rm_process *process, struc
 		if (thread->stack.thread_start < process->text_start || thread->stack.thread_start >= process->text_end)
 			process->native_threads |= thread->stack.thread_start != 0;
 	}
-	if (thread->native.instruction && !(site->announced & RM_ANNOUNCED_NATIVE) && announce_native(process, thread))
+	if (has(process, RM_NATIVE) && thread->native.instruction && !(site->announced & RM_ANNOUNCED_NATIVE) && announce_native(process, thread))
 		site->announced |= RM_ANNOUNCED_NATIVE;
 	site->last_event = next_order(process);
 	site->resident_bytes = resident_bytes(process);
@@ -153,7 +153,7 @@ static __always_inline struct native caller_of_frame(const struct rm_process *pr
 	struct native native = { .stack_pointer = frame + 16, .returns = 1 };
 	__u64 words[2] = {};
 
-	if ((process->flags & RM_NATIVE) && !bpf_probe_read_user(words, sizeof(words), (void *)frame)) {
+	if (has(process, RM_NATIVE) && !bpf_probe_read_user(words, sizeof(words), (void *)frame)) {
 		native.frame_pointer = words[0];
 		native.instruction = words[1];
 	}

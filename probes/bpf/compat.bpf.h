@@ -23,7 +23,7 @@ static __always_inline bool session_is_return(void *ctx)
  * One of a memory's resident counters, in bytes. Since 6.2 (f1a7941243c1, "mm: convert mm's rss stats into percpu_counter") it is a
  * count and what each CPU has not folded into it yet; before, one number, folded by each thread every 64 faults.
  */
-const volatile __u32 cpus = 1; /* possible CPUs, set by user space before loading */
+const volatile struct rm_constants constants = { .cpus = 1, .flags = ~0u }; /* set by user space before loading */
 
 struct mm_rss_stat___old {
 	struct {
@@ -91,7 +91,7 @@ int measure_cpus(void *ctx)
 	(void)ctx;
 	if (bpf_probe_read_kernel(&base, sizeof(base), (void *)(array + bpf_core_field_offset(struct bpf_array, pptrs))))
 		return 1;
-	bpf_loop(cpus, measure_cpu, &base, 0);
+	bpf_loop(constants.cpus, measure_cpu, &base, 0);
 	return 0;
 }
 
@@ -155,7 +155,7 @@ static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 	if (!bpf_core_field_exists(old->rss_stat.count)) {
 		bpf_probe_read_kernel(&loop.counters, sizeof(loop.counters),
 				      member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
-		bpf_loop(cpus, member_step, &loop, 0);
+		bpf_loop(constants.cpus, member_step, &loop, 0);
 	}
 	return loop.sum < 0 ? 0 : loop.sum * RM_PAGE;
 }

@@ -179,7 +179,7 @@ static __always_inline int libraries_changed(struct rm_process *process, struct 
 	/* Called before and after, by one call of dlopen. */
 	if (!process->loader_end && thread)
 		thread->loading = thread->loading == stack_pointer ? 0 : stack_pointer;
-	if (!process->new_code || !(process->flags & RM_HEAP))
+	if (!process->new_code || !has(process, RM_HEAP))
 		return 0;
 	process->new_code = 0;
 	if (process->flags & RM_FOLLOW) {

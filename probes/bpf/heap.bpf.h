@@ -127,7 +127,7 @@ static __always_inline struct native caller_at_entry(const struct rm_process *pr
 {
 	struct native native = { .stack_pointer = PT_REGS_SP(ctx), .frame_pointer = PT_REGS_FP(ctx), .returns = 1 };
 
-	if (!(process->flags & RM_NATIVE))
+	if (!has(process, RM_NATIVE))
 		return native;
 #if defined(__TARGET_ARCH_x86)
 	if (READ_USER(&native.instruction, sizeof(native.instruction), native.stack_pointer))
@@ -146,7 +146,7 @@ static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_
 	struct thread *thread;
 	__u64 first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx);
 
-	if (!process || !(process->flags & RM_HEAP))
+	if (!process || !has(process, RM_HEAP))
 		return 1;
 	if (role == RM_ROLE_FREE && !first)
 		return 1;
@@ -216,7 +216,7 @@ static __always_inline int heap_return(struct pt_regs *ctx)
 	struct thread *thread;
 	__u64 address = PT_REGS_RC(ctx);
 
-	if (!process || !(process->flags & RM_HEAP))
+	if (!process || !has(process, RM_HEAP))
 		return 0;
 	thread = current_thread();
 	if (!thread)

@@ -15,8 +15,9 @@ static __always_inline __u64 whole_pages(__u64 bytes)
 	return (bytes + RM_PAGE - 1) & ~(__u64)(RM_PAGE - 1);
 }
 
-/* The bits of [start, end) in the granule, which may be far from it. */
-static __always_inline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
+/* The bits of [start, end) in the granule, which may be far from it. A global function: its branches are the verifier's once, not in each
+ * round of the loops it is called in. */
+__noinline __u64 granule_bits(__u64 granule, __u64 start, __u64 end)
 {
 	__u64 base = granule * RM_ARENA_GRANULE;
 	__u64 first = start > base ? (start - base) / RM_PAGE : 0;
@@ -175,15 +176,22 @@ static __always_inline __u32 pages_each(const struct rm_process *process)
 	return process->page_sample ? process->page_sample : 1;
 }
 
-static long page_step(__u32 step, struct arena_loop *loop)
+/* The page at `address` goes from its owner. */
+__noinline int forget_page(struct rm_process *process, __u64 address, __u64 bytes)
 {
 	struct block page = {};
 
+	if (process && forget_block(process, address, &page))
+		owner_lost(process, page.stack, bytes);
+	return 0;
+}
+
+static long page_step(__u32 step, struct arena_loop *loop)
+{
 	if (!(loop->bits >> (step & 63) & 1))
 		return 0;
 	loop->pages++;
-	if (forget_block(loop->process, loop->granule * RM_ARENA_GRANULE + (__u64)step * RM_PAGE, &page))
-		owner_lost(loop->process, page.stack, loop->pages_each * RM_PAGE);
+	forget_page(loop->process, loop->granule * RM_ARENA_GRANULE + (__u64)step * RM_PAGE, (__u64)loop->pages_each * RM_PAGE);
 	return 0;
 }
 
@@ -405,7 +413,7 @@ static __always_inline int discard_enter(struct pt_regs *regs)
 	struct rm_process *process = current_process();
 	struct thread *thread;
 
-	if (!process || !(process->flags & RM_HEAP) || !(process->flags & RM_PYTHON) || process->layout.reserve_flags == RM_ABSENT ||
+	if (!process || !has(process, RM_HEAP) || !(process->flags & RM_PYTHON) || process->layout.reserve_flags == RM_ABSENT ||
 	    PT_REGS_PARM3_CORE_SYSCALL(regs) != RM_MADV_DONTNEED)
 		return 0;
 	thread = mapping_thread(process);
@@ -426,7 +434,7 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	if (!change)
 		return 0;
 	process = current_process();
-	if (!process || !(process->flags & RM_HEAP))
+	if (!process || !has(process, RM_HEAP))
 		return 0;
 	if (change == RM_MAP_MMAP && (PT_REGS_PARM3_CORE_SYSCALL(regs) & RM_PROT_EXEC) &&
 	    !(PT_REGS_PARM4_CORE_SYSCALL(regs) & RM_MAP_ANONYMOUS))
@@ -491,7 +499,7 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	if (!change)
 		return 0;
 	process = current_process();
-	if (!process || !(process->flags & RM_HEAP))
+	if (!process || !has(process, RM_HEAP))
 		return 0;
 	thread = mapping_thread(process);
 	if (!thread)

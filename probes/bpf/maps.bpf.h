@@ -245,6 +245,12 @@ static __always_inline struct rm_process *current_process(void)
 	return bpf_map_lookup_elem(&processes, &tgid);
 }
 
+/* Has it one of these bits of rm_process.flags? Where no process can, the verifier drops what depends on it. */
+static __always_inline bool has(const struct rm_process *process, __u32 flags)
+{
+	return (constants.flags & flags) && (process->flags & flags);
+}
+
 static __always_inline struct thread *current_thread(void)
 {
 	struct thread *thread = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);

@@ -79,7 +79,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32, *owner;
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u64 memory = (__u64)mm;
-	bool counted = process && (process->flags & (RM_HEAP | RM_PAGES));
+	bool counted = process && has(process, RM_HEAP | RM_PAGES);
 	bool own;
 	__s64 size, change, sum;
 
@@ -121,7 +121,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	if (own)
 		check_limit(process, sum);
 	check_alarms(process);
-	if (!(process->flags & RM_PAGES) || member == MEMBER_SWAP || !change)
+	if (!has(process, RM_PAGES) || member == MEMBER_SWAP || !change)
 		return 0;
 	return charge_pages(process, change, own);
 }

@@ -75,11 +75,11 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 		return 0;
 	switch (bpf_get_attach_cookie(ctx)) {
 	case RM_LAUNCH_TALLY:
-		return find_tally(process, PT_REGS_PARM1(ctx));
+		return has(process, RM_HEAP) ? find_tally(process, PT_REGS_PARM1(ctx)) : 0;
 	case RM_LAUNCH_LOADED:
 		return libraries_changed(process, current_thread(), PT_REGS_SP(ctx));
 	case RM_LAUNCH_STACK:
-		thread = current_thread();
+		thread = has(process, RM_HEAP) ? current_thread() : 0;
 		if (!thread)
 			return 0;
 		thread->other = PT_REGS_PARM4(ctx);
@@ -170,7 +170,7 @@ int fault(__u64 *ctx)
 {
 	struct rm_process *process = current_process();
 
-	return process && (process->flags & RM_HEAP) ? touch_page(process, ctx[0]) : 0;
+	return process && has(process, RM_HEAP) ? touch_page(process, ctx[0]) : 0;
 }
 
 /* The program's own mappings (include/trace/events/syscalls.h). */

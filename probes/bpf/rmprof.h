@@ -143,6 +143,15 @@ enum rm_process_flags {
 	RM_VICTIM = 1 << 5, /* the kernel chose to end it for want of memory */
 };
 
+/*
+ * What is known before the probes are loaded. The verifier leaves out what the constants say cannot be, which is a good part of the time
+ * that loading takes.
+ */
+struct rm_constants {
+	rm_u32 cpus;  /* possible CPUs */
+	rm_u32 flags; /* bits of rm_process.flags that some process may have */
+};
+
 /* Addresses from `start` up to `end`; start 0: none. */
 struct rm_range {
 	rm_u64 start;

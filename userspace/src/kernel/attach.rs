@@ -212,7 +212,7 @@ pub fn resident_bytes(process: &abi::rm_process) -> i64 {
 }
 
 /// A struct of the ABI as the bytes the kernel sees.
-fn bytes_of<T: Copy>(value: &T) -> &[u8] {
+pub(super) fn bytes_of<T: Copy>(value: &T) -> &[u8] {
     // SAFETY: T is one of the ABI's plain C structs, without padding (asserted in the tests); any of its bytes may be read.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rmprof_probes::abi;
+
 use super::attach::{self, Attacher, HeapPrograms, Rung};
 use super::backend::{Loaded, Loader, Settings};
 use super::bpf;
@@ -218,6 +220,13 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     }
 }
 
+/// Bits of `rm_process.flags` that processes may have.
+fn flags(what: Wanted) -> u32 {
+    let counted = if what.mode.counts_blocks() { abi::RM_HEAP } else { abi::RM_PAGES };
+    let native = if what.native { abi::RM_NATIVE } else { 0 };
+    counted | native | abi::RM_PYTHON | abi::RM_FOLLOW | abi::RM_VICTIM
+}
+
 fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
     let mut entries = vec![("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)];
@@ -232,7 +241,7 @@ fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
         wanted: &|name| wanted(name, what, rung),
         tracepoints: TRACEPOINTS,
         entries: &entries,
-        cpus,
+        constants: abi::rm_constants { cpus, flags: flags(what) },
         rings: &["events", "residents", "natives"],
     })
 }

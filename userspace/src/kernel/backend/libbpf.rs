@@ -11,7 +11,10 @@ use libbpf_rs::{
     ErrorKind, MapCore, MapHandle, MapType, Object, ObjectBuilder, PrintLevel, RingBuffer, RingBufferBuilder,
 };
 
+use rmprof_probes::abi;
+
 use super::{Loaded, MapKind, Records, Settings};
+use crate::kernel::attach::bytes_of;
 use crate::kernel::event::{self, Event};
 use crate::kernel::load::LoadError;
 use crate::kernel::map::Map;
@@ -67,9 +70,9 @@ fn open(settings: &Settings<'_>) -> libbpf_rs::Result<Object> {
             map.set_max_entries(*entries)?;
         } else if name.ends_with(".rodata")
             && let Some(constants) = map.initial_value_mut()
-            && let Some(cpus) = constants.get_mut(..size_of::<u32>())
+            && let Some(constants) = constants.get_mut(..size_of::<abi::rm_constants>())
         {
-            cpus.copy_from_slice(&settings.cpus.to_ne_bytes());
+            constants.copy_from_slice(bytes_of(&settings.constants));
         }
     }
     open.load()

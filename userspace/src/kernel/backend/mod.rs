@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rmprof_probes::abi;
+
 use super::attach::Rung;
 use super::event::Event;
 use super::load::LoadError;
@@ -48,8 +50,8 @@ pub(super) struct Settings<'s> {
     pub tracepoints: &'s [(&'static str, &'static str)],
     /// Entries of maps, by name; the others have those of their definition.
     pub entries: &'s [(&'static str, u32)],
-    /// The `cpus` of compat.bpf.h, the only constant of the object.
-    pub cpus: u32,
+    /// What is `constants` in compat.bpf.h, the only constant of the object.
+    pub constants: abi::rm_constants,
     /// Ring buffers, in the order in which they are read.
     pub rings: &'s [&'static str],
 }
