@@ -184,7 +184,7 @@ struct {
 	__type(value, struct rm_mark);
 } marks SEC(".maps");
 
-/* First sights: records of rmprof.h. Full: a counter a kind. */
+/* First sights: records of rmprof.h. (sized) Full: a counter a kind. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 23);

@@ -230,11 +230,14 @@ fn flags(what: Wanted) -> u32 {
 fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
     let mut entries = vec![("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)];
+    if what.mode == Mode::Objects {
+        // The start of an interpreter that imports much asks for objects from fifty thousand places within a second.
+        entries.push(("events", 1 << 25));
+    }
     if !what.native {
         // The least that a ring buffer may have.
         entries.push(("natives", u32::try_from(crate::target::page_bytes()).unwrap_or(1 << 16)));
     } else if what.mode == Mode::Objects {
-        // The start of an interpreter asks for objects from ten thousand places within a quarter of a second.
         entries.push(("natives", 1 << 26));
     }
     loader.load(&Settings {
