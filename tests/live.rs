@@ -24,6 +24,8 @@ mod containers;
 mod death;
 #[path = "live/debugger.rs"]
 mod debugger;
+#[path = "live/debugger_attached.rs"]
+mod debugger_attached;
 #[path = "live/debugger_runs.rs"]
 mod debugger_runs;
 #[path = "live/every.rs"]

@@ -2,12 +2,13 @@
 /*
  * A limit of resident memory (--pdb-mmem): the thread that passes it is told by a signal, whose handler is the launch extension's
  * (userspace/src/launch/stop.h). A page fault of user mode is told at once: the handler then runs before the instruction is tried again.
- * In a system call it would be cut short, or end with another result: there the signal waits for its end.
+ * In a system call it would be cut short, or end with another result: there the signal waits for its end. Of a process that nobody holds
+ * (attach) user space is told, which asks its interpreter (PEP 768).
  */
 #ifndef LIMIT_BPF_H
 #define LIMIT_BPF_H
 
-static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason, __u64 growth)
+static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason, __u64 growth, __u64 thread, bool in_call)
 {
 	struct rm_limit_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 
@@ -21,6 +22,9 @@ static __always_inline bool tell_limit(struct rm_process *process, __u32 call, _
 	record->reason = reason;
 	record->bytes = resident_bytes(process);
 	record->growth = growth;
+	record->thread = thread;
+	record->in_call = in_call;
+	record->pad = 0;
 	/* The others are not woken for: by its own rule the ring would not wake for one behind them. */
 	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 	return true;
@@ -80,7 +84,7 @@ __noinline int check_each_alarm(struct rm_process *process)
 		if (now > bytes) {
 			if (*passed || __sync_lock_test_and_set(passed, 1))
 				continue;
-			if (!tell_limit(process, RM_LIMIT_ALARM, index, growth))
+			if (!tell_limit(process, RM_LIMIT_ALARM, index, growth, 0, false))
 				*passed = 0; /* the next event may find room */
 		} else if (*passed && now <= bytes - bytes / RM_ALARM_PART) {
 			*passed = 0;
@@ -123,8 +127,17 @@ static __always_inline void signal_limit(struct rm_process *process, struct task
 	if (__sync_lock_test_and_set(&process->limit_state, RM_LIMIT_PASSED) != RM_LIMIT_WAITING)
 		return;
 	if (action != process->limit_handler)
-		tell_limit(process, RM_LIMIT_REFUSED, RM_REFUSED_SIGNAL, 0);
+		tell_limit(process, RM_LIMIT_REFUSED, RM_REFUSED_SIGNAL, 0, 0, false);
 	else if (bpf_send_signal_thread(signal))
+		process->limit_state = RM_LIMIT_WAITING;
+}
+
+/* User space is told once. Where there is no room for the record, the next event tells it. */
+static __always_inline void reach_limit(struct rm_process *process, __u64 thread, bool in_call)
+{
+	if (__sync_lock_test_and_set(&process->limit_state, RM_LIMIT_PASSED) != RM_LIMIT_WAITING)
+		return;
+	if (!tell_limit(process, RM_LIMIT_REACHED, bpf_get_current_pid_tgid(), 0, thread, in_call))
 		process->limit_state = RM_LIMIT_WAITING;
 }
 
@@ -140,18 +153,37 @@ __noinline int limit_passed(struct rm_process *process)
 	/* No line did it where no Python runs: the next event of a thread that does stands for it. */
 	if (!thread || find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE || !state)
 		return 0;
-	if (in_system_call(task))
+	if (process->flags & RM_FOLLOW)
+		reach_limit(process, state, in_system_call(task));
+	else if (in_system_call(task))
 		thread->limit_due = 1;
 	else
 		signal_limit(process, task);
 	return 0;
 }
 
+/* A process that nobody holds has passed its limit, and went on: user space says what the next one is. */
+static __always_inline void take_next_limit(struct rm_process *process)
+{
+	__u32 id = process->id;
+	__u64 *next = bpf_map_lookup_elem(&next_limits, &id);
+
+	if (!next)
+		return;
+	process->limit_bytes = *next;
+	process->limit_state = RM_LIMIT_WAITING;
+	bpf_map_delete_elem(&next_limits, &id);
+}
+
 static __always_inline void check_limit(struct rm_process *process, __s64 resident)
 {
-	__u64 limit = process->limit_bytes;
+	__u32 followed = process->flags & RM_FOLLOW;
 
-	if (limit && resident > (__s64)limit && process->limit_handler && process->limit_state == RM_LIMIT_WAITING)
+	if (!process->limit_bytes || !(process->limit_handler || followed))
+		return;
+	if (followed && process->limit_step && process->limit_state == RM_LIMIT_PASSED)
+		take_next_limit(process);
+	if (resident > (__s64)process->limit_bytes && process->limit_state == RM_LIMIT_WAITING)
 		limit_passed(process);
 }
 
@@ -178,7 +210,7 @@ static __always_inline int limit_site(struct rm_process *process, __u32 call, __
 {
 	__s64 resident = resident_bytes(process);
 
-	tell_limit(process, call, value, 0);
+	tell_limit(process, call, value, 0, 0, false);
 	switch (call) {
 	case RM_LIMIT_READY:
 		process->limit_signal = value;

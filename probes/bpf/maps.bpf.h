@@ -127,6 +127,16 @@ struct {
 	__type(value, __u8);
 } other_programs SEC(".maps");
 
+/* key: rm_process.id. value: the limit of resident memory that follows the one it has passed. Written by user space where the debugger has
+ * let a process go on that nobody holds, deleted where it is taken. Full: the debugger does not open in that process again, which is said. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u64);
+} next_limits SEC(".maps");
+
 /* key: address and process. value: size and owner. Written by allocation, deleted by release. (sized) Full: counted; the block's
  * release will be one "from before". */
 struct {

@@ -202,7 +202,7 @@ struct rm_process {
 	rm_u64 history_sequence;   /* rm_tally.sequence at the last change of resident memory, told when the next one has another */
 	rm_s64 history_bytes;      /* resident memory then, ours left out */
 	rm_u64 limit_bytes;        /* resident memory above which the debugger is asked for; 0: never */
-	rm_u64 limit_step;         /* how much more until it is asked for again; 0: once */
+	rm_u64 limit_step;         /* how much more until it is asked for again; 0: once. Of a process that nobody holds: whether */
 	rm_u64 limit_handler;      /* of the process, for limit_signal; 0: it has not said yet that it is ready */
 	rm_u32 new_code;           /* a file was mapped as code since user space last heard of one */
 	rm_u32 specific_kind;      /* enum rm_specific_kind */
@@ -238,6 +238,7 @@ enum rm_limit_call {
 	RM_LIMIT_CONTINUED = 2, /* and has let the program go on */
 	RM_LIMIT_REFUSED = 3,   /* (enum rm_limit_refusal) */
 	RM_LIMIT_ALARM = 4,     /* the kernel side itself: the alarm of this number was passed */
+	RM_LIMIT_REACHED = 5,   /* the same: user space is to open the debugger in the thread that passed the limit (attach) */
 };
 
 enum rm_limit_refusal {
@@ -471,9 +472,12 @@ struct rm_hello_event {
 struct rm_limit_event {
 	struct rm_event event;
 	rm_u32 call;   /* enum rm_limit_call */
-	rm_u32 reason; /* enum rm_limit_refusal, or the alarm */
+	rm_u32 reason; /* enum rm_limit_refusal, the alarm, or the number of the thread that reached it */
 	rm_u64 bytes;  /* resident at that moment */
 	rm_u64 growth; /* of an alarm of growth: bytes more than the least of the last second */
+	rm_u64 thread; /* RM_LIMIT_REACHED: the PyThreadState of the thread */
+	rm_u32 in_call; /* the same: it was in a system call */
+	rm_u32 pad;
 };
 
 enum rm_map_change {

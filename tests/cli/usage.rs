@@ -100,6 +100,19 @@ fn sampling_where_it_cannot_be() {
 }
 
 #[test]
+fn the_debugger_where_it_cannot_be() {
+    for (words, message) in [
+        (&["attach", "--pdb-mmem-step", "5", "1"][..], "--pdb-mmem <MIB>"),
+        (&["attach", "--pdb-mmem", "0", "1"], "more than 0"),
+        (&["system", "--pdb-mmem", "5"], "unexpected argument '--pdb-mmem'"),
+    ] {
+        let ran = run(words);
+        assert_eq!(ran.code(), 2, "{words:?}");
+        assert!(ran.stderr_text().contains(message), "{words:?}: {}", ran.stderr_text());
+    }
+}
+
+#[test]
 fn columns_of_executions_where_nothing_is_started() {
     insta::assert_snapshot!(snapshot(&run(&["attach", "--columns", "+live,peak", "1"])), @"
     status: 2

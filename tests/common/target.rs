@@ -47,7 +47,13 @@ impl Target {
         self.pid.clone()
     }
 
-    fn line(&mut self) -> String {
+    /// Has it do a step, which may be held up: what it answers is [`line`](Self::line).
+    pub fn send(&mut self, what: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
+    }
+
+    /// What it says next.
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
@@ -57,10 +63,6 @@ impl Target {
     pub fn step(&mut self, what: impl AsRef<OsStr>) -> String {
         self.send(what.as_ref().to_str().unwrap());
         self.line()
-    }
-
-    fn send(&mut self, what: &str) {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
     }
 
     /// Has it do a step that is its last, and returns all that it says until it has ended.
@@ -77,6 +79,15 @@ impl Target {
     pub fn end(mut self) {
         drop(self.child.stdin.take());
         assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Its standard input ends, and so does it: what it said on standard error, where that was asked for.
+    pub fn errors(mut self) -> String {
+        drop(self.child.stdin.take());
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        said
     }
 
     /// Waits until it has been killed.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
+use nix::unistd::Pid;
 
 /// Nothing heard for so long is a hang.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,6 +92,16 @@ impl Terminal {
                 return false;
             }
         }
+    }
+
+    /// The process that was started in it.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Presses a key: Ctrl-C is 3, Ctrl-D is 4.
+    pub fn press(&mut self, key: u8) {
+        self.master.write_all(&[key]).unwrap();
     }
 
     /// Types a line.

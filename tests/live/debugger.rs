@@ -221,6 +221,25 @@ fn root_the_next_stop_is_a_step_further() {
     assert!(numbers.windows(2).all(|pair| pair[1] - pair[0] >= 4), "{numbers:?}");
 }
 
+/// pdb would raise its `Restart` into the program.
+#[test]
+fn root_the_program_is_not_started_again() {
+    if !root() {
+        return;
+    }
+    let text = "kept = []\nfor _ in range(5):\n    kept.append(bytearray(8 << 20))\nprint('e' 'nd', len(kept))\n";
+    let program = script("again.py", text);
+    for python in supported_pythons() {
+        let (mut terminal, _) = stopped(&python, &["--pdb-mmem", "30"], &[program.path.to_str().unwrap()]);
+        for command in ["run", "restart", "run --option 'of it"] {
+            let said = ask(&mut terminal, command);
+            assert!(said.starts_with("*** run and restart are not possible"), "{}: {said}", python.version_text());
+        }
+        let shown = goes_on(terminal, "c");
+        assert!(shown.contains("end 5\n") && !shown.contains("Traceback"), "{shown}");
+    }
+}
+
 /// What is not possible is said, and the program keeps working.
 #[test]
 fn root_refusals_are_told() {

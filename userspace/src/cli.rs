@@ -19,6 +19,8 @@ EXAMPLES:
   sudo rmprof-bpf -o report.json ./manage.py migrate
   sudo rmprof-bpf attach --duration 60 1234
       where a process that runs already grows, for a minute; it is not stopped and not changed
+  sudo rmprof-bpf attach --pdb-mmem 800 1234
+      when it passes 800 MiB: pdb in this terminal, on the next line of its own code (CPython 3.14 and later)
   sudo rmprof-bpf system --interval 60
       which lines of all Python programs of this machine grow, now and every minute
   rmprof-bpf doctor
@@ -225,6 +227,13 @@ pub struct AttachArguments {
     /// What, and when.
     #[command(flatten)]
     pub watch: WatchArguments,
+    /// When the resident memory of a process passes MIB, open pdb in this terminal, on the line of its own code that follows: CPython 3.14
+    /// and later (PEP 768). Nothing that is typed there ends it: `q` lets it go on
+    #[arg(long, value_name = "MIB", value_parser = mebibytes)]
+    pub pdb_mmem: Option<u64>,
+    /// After each stop, open it again when resident memory is MIB more [default: stop once]
+    #[arg(long, value_name = "MIB", requires = "pdb_mmem", value_parser = mebibytes)]
+    pub pdb_mmem_step: Option<u64>,
     /// Leave the processes that they have made, or make, alone
     #[arg(long)]
     pub no_children: bool,

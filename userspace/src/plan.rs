@@ -222,6 +222,8 @@ pub struct AttachPlan {
     pub pids: Vec<Pid>,
     /// The processes they make too.
     pub children: bool,
+    /// When the debugger opens; `None`: never.
+    pub debugger: Option<DebuggerPlan>,
 }
 
 impl AttachPlan {
@@ -233,7 +235,8 @@ impl AttachPlan {
         let mut pids: Vec<Pid> = typed.pids.into_iter().map(Pid::from_raw).collect();
         pids.sort_unstable();
         pids.dedup();
-        Ok(Self { watch: WatchPlan::new(typed.watch)?, pids, children: !typed.no_children })
+        let debugger = typed.pdb_mmem.map(|bytes| DebuggerPlan { bytes, step: typed.pdb_mmem_step });
+        Ok(Self { watch: WatchPlan::new(typed.watch)?, pids, children: !typed.no_children, debugger })
     }
 }
 

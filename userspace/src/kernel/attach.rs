@@ -14,6 +14,7 @@ use super::bpf;
 use super::event::Executable;
 use super::keeper::{Keeper, MOST_PROBES, Order, Task};
 use super::map::Map;
+use crate::ledger::ProcessId;
 
 /// How user probes are attached on this kernel, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,7 @@ pub struct Attacher {
     pub(super) processes: Map,
     pub(super) other_programs: Map,
     pub(super) memories: Map,
+    pub(super) next_limits: Map,
     pub(super) arenas: Arc<Map>,
 }
 
@@ -175,6 +177,14 @@ impl Attacher {
         let Executable { inode, bytes, device, generation } = *executable;
         let key = abi::rm_executable { inode, bytes, device, generation };
         self.other_programs.update(bytes_of(&key), &[1])
+    }
+
+    /// A process that nobody holds, and in which the debugger was open, is to be told of again above so many resident bytes.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn limit_next(&self, process: ProcessId, bytes: u64) -> io::Result<()> {
+        self.next_limits.update(&process.0.to_ne_bytes(), &bytes.to_ne_bytes())
     }
 
     /// A forked child has its parent's arenas: the same pages, counted in the parent.

@@ -123,6 +123,17 @@ pub enum LimitNews {
     Continued,
     /// It cannot open, for this `rm_limit_refusal`.
     Refused(u32),
+    /// It is to be opened from outside, in the thread that passed the limit.
+    Reached {
+        /// Its number.
+        thread: Pid,
+        /// Address of its `PyThreadState`.
+        state: u64,
+        /// It was in a system call.
+        in_call: bool,
+        /// Resident bytes at that moment.
+        bytes: u64,
+    },
     /// Resident memory passed the alarm of this number.
     Passed {
         /// Which.
@@ -284,6 +295,12 @@ pub fn parse(record: &[u8]) -> Option<Event> {
                 abi::RM_LIMIT_STOPPED => LimitNews::Stopped,
                 abi::RM_LIMIT_CONTINUED => LimitNews::Continued,
                 abi::RM_LIMIT_REFUSED => LimitNews::Refused(limit.reason),
+                abi::RM_LIMIT_REACHED => LimitNews::Reached {
+                    thread: Pid::from_raw(limit.reason.try_into().ok()?),
+                    state: limit.thread,
+                    in_call: limit.in_call != 0,
+                    bytes: limit.bytes,
+                },
                 abi::RM_LIMIT_ALARM => {
                     LimitNews::Passed { alarm: limit.reason.try_into().ok()?, bytes: limit.bytes, growth: limit.growth }
                 }

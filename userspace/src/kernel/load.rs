@@ -292,6 +292,7 @@ fn assemble(
         processes: loaded.take_map("processes")?,
         other_programs: loaded.take_map("other_programs")?,
         memories: loaded.take_map("memories")?,
+        next_limits: loaded.take_map("next_limits")?,
         arenas: Arc::new(loaded.take_map("arenas")?),
     };
     let maps = Maps {

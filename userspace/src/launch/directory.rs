@@ -1,23 +1,106 @@
-//! Where the shim directory can be: code must load from there, the program's user must get there, and nobody but us may
-//! replace it.
+//! Directories of ours that a program reads: where one can be so that its user gets there and nobody but us may replace anything in it.
 
 use std::env;
-use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{UnlinkatFlags, geteuid, mkdir, unlinkat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::janitor::Janitor;
 
-/// Makes an empty directory of mode 0755 and opens it. Its name has our process number, so that a person can tell whose it is, and
-/// cannot be predicted. The janitor who is to remove it is there before it.
-pub(super) fn create(names: &[&CStr]) -> Result<(PathBuf, OwnedFd, Janitor)> {
+/// An empty directory of mode 0755, opened. Its name has our process number, so that a person can tell whose it is, and cannot be predicted.
+/// The janitor who is to remove it is there before it. Dropping it removes it.
+#[derive(Debug)]
+pub struct Folder {
+    parent: OwnedFd,
+    name: CString,
+    directory: OwnedFd,
+    /// All that may be in it.
+    names: &'static [&'static CStr],
+    janitor: Option<Janitor>,
+}
+
+impl Folder {
+    /// Makes one in a directory that [`refuse_owner_and_mode`] has nothing against, all the way up.
+    ///
+    /// # Errors
+    /// When it cannot be made, or the janitor cannot be forked.
+    pub fn create_in(parent: OwnedFd, names: &'static [&'static CStr]) -> Result<Self> {
+        let name = CString::new(format!("rmprof-bpf-{}-{:016x}", std::process::id(), random()?))?;
+        let janitor = Some(Janitor::start(parent.as_fd(), &name, names)?);
+        mkdirat(&parent, name.as_c_str(), Mode::S_IRWXU).context("cannot make a directory")?;
+        match open_own(parent.as_fd(), &name) {
+            Ok(directory) => Ok(Self { parent, name, directory, names, janitor }),
+            Err(error) => {
+                // Still empty; the first error is the one to tell.
+                let _ = unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir);
+                Err(error)
+            }
+        }
+    }
+
+    /// Its name in its parent.
+    pub fn name(&self) -> &OsStr {
+        OsStr::from_bytes(self.name.to_bytes())
+    }
+
+    /// The directory.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Writes a file of mode 0644 that is not there yet.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, name: &CStr, mut content: &[u8]) -> Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(self.directory.as_fd(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        while !content.is_empty() {
+            match nix::unistd::write(&file, content) {
+                Ok(written) => content = content.get(written..).unwrap_or_default(),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        fchmod(&file, Mode::from_bits_truncate(0o644))?; // whatever the umask says
+        Ok(())
+    }
+
+    /// Where to write the number of the program's process (four bytes, native order) before it is let go: should we be killed, the
+    /// directory stays until the program has ended too.
+    pub(super) fn notice(&self) -> Option<OwnedFd> {
+        self.janitor.as_ref()?.notice()
+    }
+
+    /// The janitor's process id.
+    #[cfg(test)]
+    pub(super) fn janitor(&self) -> nix::unistd::Pid {
+        self.janitor.as_ref().unwrap().process()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(self.janitor.take()); // waits: the directory is gone
+        // Unless somebody killed it: what cannot be removed stays.
+        for name in self.names {
+            let _ = unlinkat(self.directory.as_fd(), *name, UnlinkatFlags::NoRemoveDir);
+        }
+        let _ = unlinkat(&self.parent, self.name.as_c_str(), UnlinkatFlags::RemoveDir);
+    }
+}
+
+/// Makes the shim's directory, where code can be loaded from too; gives its path.
+pub(super) fn create(names: &'static [&'static CStr]) -> Result<(PathBuf, Folder)> {
     let mut reasons = Vec::new();
     for parent in candidates() {
         match refusal(&parent).map_or_else(|| create_in(&parent, names), |reason| bail!(reason)) {
@@ -56,29 +139,30 @@ fn refusal(parent: &Path) -> Option<String> {
         let Ok(status) = place.metadata() else {
             return Some(format!("{} cannot be looked at", place.display()));
         };
-        let (mode, owner) = (status.mode(), status.uid());
-        if owner != 0 && owner != geteuid().as_raw() {
-            return Some(format!("{} belongs to user {owner}", place.display()));
-        }
-        if mode & 0o022 != 0 && mode & 0o1000 == 0 {
-            return Some(format!("{} can be written to by others", place.display()));
-        }
-        if mode & 0o001 == 0 {
-            return Some(format!("{} is closed to other users", place.display()));
+        if let Some(reason) = refuse_owner_and_mode(&status, &[]) {
+            return Some(format!("{} {reason}", place.display()));
         }
     }
     None
 }
 
-fn create_in(parent: &Path, names: &[&CStr]) -> Result<(PathBuf, OwnedFd, Janitor)> {
-    let path = parent.canonicalize()?.join(format!("rmprof-bpf-{}-{:016x}", std::process::id(), random()?));
-    let janitor = Janitor::start(&path, names)?;
-    mkdir(&path, Mode::S_IRWXU).context("cannot make a directory")?;
-    let opened = open_own(&path);
-    if opened.is_err() {
-        let _ = std::fs::remove_dir(&path); // still empty; the first error is the one to tell
+/// What is wrong with a directory on the way: nobody but root, us and `owners` may replace what is in it, and everybody gets through.
+pub fn refuse_owner_and_mode(status: &std::fs::Metadata, owners: &[u32]) -> Option<String> {
+    let (mode, owner) = (status.mode(), status.uid());
+    if owner != 0 && owner != geteuid().as_raw() && !owners.contains(&owner) {
+        return Some(format!("belongs to user {owner}"));
     }
-    Ok((path, opened?, janitor))
+    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        return Some("can be written to by others".into());
+    }
+    (mode & 0o001 == 0).then(|| "is closed to other users".into())
+}
+
+fn create_in(parent: &Path, names: &'static [&'static CStr]) -> Result<(PathBuf, Folder)> {
+    let real = parent.canonicalize()?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let folder = Folder::create_in(open(&real, flags, Mode::empty())?, names)?;
+    Ok((real.join(folder.name()), folder))
 }
 
 fn random() -> Result<u64> {
@@ -91,20 +175,12 @@ fn random() -> Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-fn open_own(path: &Path) -> Result<OwnedFd> {
+fn open_own(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let directory = open(path, flags, Mode::empty())?;
+    let directory = openat(parent, name, flags, Mode::empty())?;
     if fstat(&directory)?.st_uid != geteuid().as_raw() {
         bail!("the directory just made belongs to somebody else");
     }
     fchmod(&directory, Mode::from_bits_truncate(0o755))?;
     Ok(directory)
-}
-
-/// Removes `names` from the opened directory, then the directory itself. What cannot be removed stays.
-pub(super) fn remove(directory: &OwnedFd, path: &Path, names: &[&CStr]) {
-    for name in names {
-        let _ = unlinkat(directory.as_fd(), *name, UnlinkatFlags::NoRemoveDir);
-    }
-    let _ = std::fs::remove_dir(path);
 }

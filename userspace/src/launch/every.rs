@@ -14,7 +14,7 @@ fn ends(glob: &str) -> (&str, &str) {
 }
 
 /// A literal of Python's.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     let mut literal = String::from("\"");
     for one in text.chars() {
         // What is written to a `String` is written.

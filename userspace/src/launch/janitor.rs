@@ -1,9 +1,7 @@
-//! Removes the shim directory when we can no longer do it ourselves.
+//! Removes a directory of ours when we can no longer do it ourselves.
 
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -26,19 +24,20 @@ pub(super) struct Janitor {
 /// What the janitor needs, made before the fork: after it nothing is allocated.
 struct Orders<'a> {
     reader: RawFd,
-    path: CString,
+    /// Where the directory is, held open: its path may be seen by another process alone, and go with it.
+    parent: RawFd,
+    name: &'a CStr,
     names: &'a [&'a CStr],
 }
 
 impl Janitor {
-    /// Forks the janitor of a directory that will be made at `path` and hold nothing but `names`: whenever we are killed, it is there.
-    pub(super) fn start(path: &Path, names: &[&CStr]) -> Result<Self> {
-        let path = CString::new(path.as_os_str().as_bytes()).context("a path with a NUL byte")?;
+    /// Forks the janitor of a directory `name` that will be made in `parent` and hold nothing but `names`: whenever we are killed, it is there.
+    pub(super) fn start(parent: BorrowedFd<'_>, name: &CStr, names: &[&CStr]) -> Result<Self> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
-        let orders = Orders { reader: reader.as_raw_fd(), path, names };
+        let orders = Orders { reader: reader.as_raw_fd(), parent: parent.as_raw_fd(), name, names };
         // SAFETY: the child runs `Orders::carry_out` alone, which makes system calls on data that exists already and never
         // returns: it neither allocates nor takes a lock, so threads that were not copied do not matter.
-        match unsafe { fork() }.context("cannot fork the process that removes the launch shim")? {
+        match unsafe { fork() }.context("cannot fork the process that removes our directory")? {
             ForkResult::Child => orders.carry_out(),
             ForkResult::Parent { child } => Ok(Janitor { writer: Some(writer), process: child }),
         }
@@ -98,16 +97,19 @@ impl Orders<'_> {
             }
             libc::prctl(libc::PR_SET_NAME, c"rmprof-janitor".as_ptr());
             libc::chdir(c"/".as_ptr());
-            close_between(0, self.reader);
-            close_between(self.reader + 1, RawFd::MAX);
+            let (first, second) = (self.reader.min(self.parent), self.reader.max(self.parent));
+            close_between(0, first);
+            close_between(first + 1, second);
+            close_between(second + 1, RawFd::MAX);
             self.wait_for_both();
-            // Nobody else can make, replace or rename anything at that path (`directory::refusal`).
-            let directory = libc::open(self.path.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW);
+            // Nobody else can make, replace or rename anything of that name there (`directory::refusal`).
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            let directory = libc::openat(self.parent, self.name.as_ptr(), flags);
             if directory >= 0 {
                 for name in self.names {
                     libc::unlinkat(directory, name.as_ptr(), 0);
                 }
-                libc::rmdir(self.path.as_ptr());
+                libc::unlinkat(self.parent, self.name.as_ptr(), libc::AT_REMOVEDIR);
             }
             libc::_exit(0)
         }

@@ -1,4 +1,5 @@
-//! What a started program gets from us: the builtin `profile` and the line events of the functions it marks.
+//! What a program gets from us: one that we start the builtin `profile` and the line events of the functions it marks, one that runs already
+//! the debugger, where that is asked for ([`files_from_outside`]).
 //!
 //! # How it works
 //!
@@ -8,7 +9,7 @@
 //! |---|---|
 //! | `sitecustomize.py` | imported by `site`; takes the directory off `sys.path`, runs the next one, then imports the `sitecustomize` that would have been found without us |
 //! | `rmprof-marks.py` | `marks.py`: defines `builtins.profile` and a `memory_profiler` that has the mark; CPython 3.6 to 3.15 |
-//! | `rmprof-debugger.py` | `debugger.py`, with `--pdb-mmem` alone: opens pdb at the line that `stop.h` stops at |
+//! | `rmprof-debugger.py` | `debugger.py` and `at_limit.py`, with `--pdb-mmem` alone: opens pdb at the line that `stop.h` stops at |
 //! | `rmprof-every.py` | `every.py`, where a column takes it: has every function of the user's own code give line events, marked or not |
 //! | `_rmprof_launch.so` | `line_events.c`: keeps the set of code objects that give line events and calls the [`SITES`] |
 //! | `_rmprof_tally.so` | the preloaded library (`tally/`); nothing in Python knows of it |
@@ -75,19 +76,24 @@ mod janitor;
 mod sites;
 
 use std::ffi::{CStr, OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fchmod};
 use rmprof_probes::abi;
 
+pub use directory::{Folder, refuse_owner_and_mode};
 pub use sites::{SITES, Site, SitePlace, offset_of, site_places};
 
 /// The compiled `line_events.c`.
 pub(crate) const EXTENSION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/line_events.so"));
 const EXTENSION_NAME: &CStr = c"_rmprof_launch.so";
+/// What both uses of pdb begin with.
+const DEBUGGER: &str = include_str!("debugger.py");
+
+/// What the interpreter of a process that runs already is asked to run.
+pub const SCRIPT: &CStr = c"begin.py";
+
 const DEBUGGER_NAME: &CStr = c"rmprof-debugger.py";
 const EVERY_NAME: &CStr = c"rmprof-every.py";
 
@@ -114,8 +120,7 @@ const NAMES: &[&CStr] = &[
 #[derive(Debug)]
 pub struct Shim {
     path: PathBuf,
-    directory: OwnedFd,
-    janitor: Option<janitor::Janitor>,
+    folder: Folder,
 }
 
 impl Shim {
@@ -128,32 +133,18 @@ impl Shim {
     ///
     /// When no candidate directory will do (the message says why for each), or the files cannot be written.
     pub fn create() -> Result<Self> {
-        let (path, directory, janitor) = directory::create(NAMES)?;
-        let shim = Shim { path, directory, janitor: Some(janitor) };
+        let (path, folder) = directory::create(NAMES)?;
+        let shim = Shim { path, folder };
         shim.write_all(FILES)?;
         Ok(shim)
     }
 
     fn write_all(&self, files: &[(&CStr, &[u8])]) -> Result<()> {
         for (name, content) in files {
-            self.write(name, content).with_context(|| {
+            self.folder.write(name, content).with_context(|| {
                 format!("cannot write {}", self.path.join(OsStr::new(&*name.to_string_lossy())).display())
             })?;
         }
-        Ok(())
-    }
-
-    fn write(&self, name: &CStr, mut content: &[u8]) -> Result<()> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(self.directory.as_fd(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        while !content.is_empty() {
-            match nix::unistd::write(&file, content) {
-                Ok(written) => content = content.get(written..).unwrap_or_default(),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        fchmod(&file, Mode::from_bits_truncate(0o644))?; // whatever the umask says
         Ok(())
     }
 
@@ -163,7 +154,7 @@ impl Shim {
     ///
     /// When the file cannot be written.
     pub fn add_debugger(&self, limit: u64) -> Result<()> {
-        let text = format!("LIMIT = {limit}\n{}", include_str!("debugger.py"));
+        let text = format!("LIMIT = {limit}\n{DEBUGGER}\n\n{}", include_str!("at_limit.py"));
         self.write_all(&[(DEBUGGER_NAME, text.as_bytes())])
     }
 
@@ -185,7 +176,7 @@ impl Shim {
     /// Where to write the number of the program's process (four bytes, native order) before it is let go: should we be killed, the
     /// directory stays until the program has ended too.
     pub fn notice(&self) -> Option<OwnedFd> {
-        self.janitor.as_ref()?.notice()
+        self.folder.notice()
     }
 
     /// The extension's file, which probes on the [`SITES`] are attached to.
@@ -209,14 +200,26 @@ impl Shim {
     }
 }
 
-impl Drop for Shim {
-    fn drop(&mut self) {
-        drop(self.janitor.take()); // waits: the directory is gone
-        // Unless there was no janitor, or somebody killed it.
-        if self.path.symlink_metadata().is_ok() {
-            directory::remove(&self.directory, &self.path, NAMES);
-        }
-    }
+/// The line of the script on which its work begins. The interpreter names the script "<string>", as it does what -c gave: by this line it
+/// is told from that.
+pub const SCRIPT_BEGINS: u32 = 7680;
+
+/// The files of a folder from which a process that runs already gets the debugger, `directory` for it: the name of the one that its
+/// interpreter is asked to run is [`SCRIPT`].
+pub fn files_from_outside(directory: &str) -> [(&'static CStr, String); 2] {
+    let before = "\n".repeat(SCRIPT_BEGINS as usize - 1);
+    let directory = every::literal(directory);
+    let script = format!(
+        "{before}import sys
+try:
+    with sys.modules[\"_io\"].FileIO({directory} + \"/debugger.py\") as file:
+        code = compile(file.readall(), \"<rmprof-bpf debugger>\", \"exec\")
+    exec(code, {{\"DIRECTORY\": {directory}, \"FRAME\": sys._getframe().f_back}})
+except Exception:
+    pass  # the folder has gone, and we with it
+"
+    );
+    [(SCRIPT, script), (c"debugger.py", format!("{DEBUGGER}\n\n{}", include_str!("from_outside.py")))]
 }
 
 #[cfg(test)]

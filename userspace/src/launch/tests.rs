@@ -53,6 +53,15 @@ fn the_debugger_is_there_when_asked_for_and_goes_with_the_shim() {
 }
 
 #[test]
+fn the_script_from_outside_is_told_by_its_lines() {
+    let [(_, script), (_, debugger)] = files_from_outside("/run/rmprof-bpf-1-2");
+    let lines: Vec<&str> = script.lines().collect();
+    assert!(lines[..SCRIPT_BEGINS as usize - 1].iter().all(|line| line.is_empty()));
+    assert_eq!(lines[SCRIPT_BEGINS as usize - 1], "import sys");
+    assert!(debugger.starts_with(DEBUGGER) && debugger.contains("\n_begin(FRAME)\n"));
+}
+
+#[test]
 fn pythonpath_puts_the_shim_first() {
     let shim = Shim::create().unwrap();
     let own = shim.path().to_str().unwrap().to_owned();
@@ -65,7 +74,7 @@ fn pythonpath_puts_the_shim_first() {
 fn the_directory_goes_even_when_the_janitor_was_killed() {
     let shim = Shim::create().unwrap();
     let path = shim.path().to_owned();
-    nix::sys::signal::kill(shim.janitor.as_ref().unwrap().process(), nix::sys::signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(shim.folder.janitor(), nix::sys::signal::SIGKILL).unwrap();
     drop(shim);
     assert!(!path.exists());
 }
@@ -86,7 +95,7 @@ fn hold_a_shim() {
         let mut notice = std::fs::File::from(shim.notice().unwrap());
         notice.write_all(&i32::try_from(child.id()).unwrap().to_ne_bytes()).unwrap();
     }
-    println!("\nSHIM {} {} {}", shim.janitor.as_ref().unwrap().process(), child.id(), shim.path().display());
+    println!("\nSHIM {} {} {}", shim.folder.janitor(), child.id(), shim.path().display());
     std::thread::sleep(Duration::from_secs(60));
 }
 
@@ -104,9 +113,9 @@ fn the_directory_stays_while_the_program_lives() {
     let waits = || std::fs::read_to_string(format!("/proc/{janitor}/wchan")).is_ok_and(|at| at.contains("poll"));
     assert!(eventually(waits));
     assert!(path.is_dir());
-    // Its pipe and the program: no terminal, no pipe of anybody else, no link on a probe.
+    // Its pipe, where the directory is, and the program: no terminal, no pipe of anybody else, no link on a probe.
     let descriptors = || std::fs::read_dir(format!("/proc/{janitor}/fd")).unwrap().count();
-    assert!(eventually(|| descriptors() == 2), "{} descriptors", descriptors());
+    assert!(eventually(|| descriptors() == 3), "{} descriptors", descriptors());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper.parse().unwrap()), nix::sys::signal::SIGKILL).unwrap();
     assert!(eventually(|| !path.exists()));
 }

@@ -213,15 +213,15 @@ pub fn with_live_offsets(
 }
 
 /// `_Py_DebugOffsets` of a process.
-struct Table<'a, M: Memory + ?Sized> {
-    memory: &'a M,
-    address: u64,
-    layout: &'a Layout,
+pub(super) struct Table<'a, M: Memory + ?Sized> {
+    pub(super) memory: &'a M,
+    pub(super) address: u64,
+    pub(super) layout: &'a Layout,
 }
 
 impl<M: Memory + ?Sized> Table<'_, M> {
     /// A field's value, or the sum of those of several with ` + ` between them; `None` where the layout does not know a position.
-    fn value(&self, names: &str) -> Result<Option<u64>, OffsetsError> {
+    pub(super) fn value(&self, names: &str) -> Result<Option<u64>, OffsetsError> {
         let mut sum = Some(0u64);
         for name in names.split(PLUS) {
             sum = sum.zip(self.one(name)?).map(|(sum, value)| sum.wrapping_add(value));
@@ -237,7 +237,7 @@ impl<M: Memory + ?Sized> Table<'_, M> {
     }
 
     /// The cookie, the version and the kind of build have to be those of the layout.
-    fn check_build(&self) -> Result<(), OffsetsError> {
+    pub(super) fn check_build(&self) -> Result<(), OffsetsError> {
         let minor = u32::from_be_bytes([self.layout.major, self.layout.minor, 0, 0]) >> 16;
         // The low half of the version is the micro and the level, which change no offset.
         let checks = [

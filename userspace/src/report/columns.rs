@@ -152,7 +152,7 @@ fn short(name: &str) -> String {
 }
 
 /// A size as the table prints it, e.g. `9.766 MiB`. What rounds to zero has no sign.
-pub(crate) fn mib(bytes: i128, precision: usize) -> String {
+pub fn mib(bytes: i128, precision: usize) -> String {
     const MIB: f64 = (1u32 << 20) as f64;
     // Beyond 2**53 bytes the last digits are not exact: 8 PiB, where a table shows the first ones at most.
     let cell = format!("{:.*} MiB", precision.min(30), bytes as f64 / MIB);

@@ -15,13 +15,15 @@ use super::beat::{Beat, Beats};
 use super::checked::Checked;
 use super::collector::{Collector, Message};
 use super::commands::Commands;
+use super::debugger::{self, Debugger};
 use super::follow::{Follower, Scope};
 use super::hold::Hold;
 use super::outlet::Outlet;
 use super::{RunError, check_rights, say};
 use crate::kernel::event::Event;
 use crate::kernel::{Attacher, Drain, Follow, Kernel};
-use crate::plan::{AttachPlan, SystemPlan, WatchPlan};
+use crate::plan::{AttachPlan, DebuggerPlan, SystemPlan, WatchPlan};
+use crate::prompts::Over;
 use crate::report::{Cause, Report};
 use crate::target::{credentials, limits};
 
@@ -38,7 +40,11 @@ const TELL_OF_KILLED_EVERY: Duration = Duration::from_secs(1);
 /// [`RunError`] when one of them cannot be measured; then none is.
 pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
     let scope = Scope::Named { children: plan.children };
-    let (runtime, stop, mut watch) = begin(&plan.watch, Follow::Watched, scope)?;
+    debugger::check(plan.debugger)?;
+    let (runtime, stop, mut watch) = begin(&plan.watch, (Follow::Watched, plan.debugger), scope)?;
+    let entered = runtime.enter();
+    watch.debugger = plan.debugger.map(Debugger::new).transpose()?;
+    drop(entered);
     for pid in &plan.pids {
         let refuse = |(reason, hint)| RunError::Process { pid: *pid, reason, hint };
         if nix::sys::signal::kill(*pid, None) == Err(nix::errno::Errno::ESRCH) {
@@ -46,6 +52,9 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
             return Err(refuse(("there is no such process".to_owned(), hint)));
         }
         watch.follower.begin(*pid).map_err(refuse)?;
+        let entered = runtime.enter();
+        watch.debugger.as_mut().map_or(Ok(()), |debugger| debugger.prepare(*pid)).map_err(refuse)?;
+        drop(entered);
     }
     if plan.children {
         let begun = watch.follower.begin_with_children(&plan.pids);
@@ -66,7 +75,7 @@ pub fn attach(plan: &AttachPlan) -> Result<i32, RunError> {
 /// [`RunError`] when nothing can be measured.
 pub fn system(plan: &SystemPlan) -> Result<i32, RunError> {
     let scope = Scope::Machine(plan.filter.clone());
-    let (runtime, stop, mut watch) = begin(&plan.watch, Follow::Everybody, scope)?;
+    let (runtime, stop, mut watch) = begin(&plan.watch, (Follow::Everybody, None), scope)?;
     let listed = watch.follower.begin_with_all();
     listed.map_err(|error| RunError::System { doing: "listing the processes", error })?;
     tell_terminal("every Python of this machine is measured; Ctrl-C writes the report and lets go");
@@ -81,7 +90,11 @@ fn tell_terminal(text: &str) {
 }
 
 /// Everything that is before the first process is looked at.
-fn begin(plan: &WatchPlan, follow: Follow, scope: Scope) -> Result<(Runtime, Orders, Watch<'_>), RunError> {
+fn begin(
+    plan: &WatchPlan,
+    (follow, debugger): (Follow, Option<DebuggerPlan>),
+    scope: Scope,
+) -> Result<(Runtime, Orders, Watch<'_>), RunError> {
     check_rights()?;
     // Before anything is attached: whoever tells us to stop while we begin gets the report too.
     let (runtime, orders) = listen().map_err(|error| RunError::System { doing: "listening for signals", error })?;
@@ -93,12 +106,23 @@ fn begin(plan: &WatchPlan, follow: Follow, scope: Scope) -> Result<(Runtime, Ord
     let attacher = Arc::new(attacher);
     let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
     let hold = Hold::of_followed(Arc::clone(&attacher), (plan.report.mode, plan.report.native()), sender);
-    let hold = hold.with_alarms(&plan.alarms);
+    let hold = hold.with_alarms(&plan.alarms).with_debugger(debugger);
     let follower = Follower::new(hold, scope);
     let collector = Collector::default();
     let commands = Commands::default();
-    let watch =
-        Watch { plan, checks, outlet, collector, commands, drain, messages, follower, attacher, _kernel: kernel };
+    let watch = Watch {
+        plan,
+        checks,
+        outlet,
+        collector,
+        commands,
+        debugger: None,
+        drain,
+        messages,
+        follower,
+        attacher,
+        _kernel: kernel,
+    };
     Ok((runtime, orders, watch))
 }
 
@@ -149,6 +173,7 @@ struct Watch<'p> {
     outlet: Outlet<'p>,
     collector: Collector,
     commands: Commands,
+    debugger: Option<Debugger>,
     drain: Drain,
     messages: UnboundedReceiver<Message>,
     follower: Follower,
@@ -157,13 +182,21 @@ struct Watch<'p> {
     _kernel: Kernel,
 }
 
+/// Never, where the debugger is not asked for.
+async fn next_of(debugger: &mut Option<Debugger>) -> Over {
+    match debugger {
+        Some(debugger) => debugger.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn gathering(error: io::Error) -> RunError {
     RunError::System { doing: "reading what the probes gathered", error }
 }
 
 impl Watch<'_> {
     async fn until_the_end(&mut self, mut orders: Orders) -> Result<(), RunError> {
-        let mut beats = Beats::new(&self.drain, true).map_err(gathering)?;
+        let mut beats = Beats::new(&self.drain, self.debugger.is_none()).map_err(gathering)?;
         let mut reports = tokio::time::interval(self.plan.interval.unwrap_or(NEVER).min(NEVER));
         reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         reports.reset(); // the first would be at once
@@ -184,11 +217,17 @@ impl Watch<'_> {
                 },
                 _ = reports.tick(), if self.plan.interval.is_some() => cause = Some(Cause::Interval),
                 () = &mut over => break,
+                goes_on = next_of(&mut self.debugger) => {
+                    self.debugger.iter().for_each(|debugger| debugger.hear(&goes_on, &self.attacher));
+                }
             }
             self.take().map_err(gathering)?;
             loading = self.follower.look_again();
             self.hear();
             self.commands.look_after();
+            if let Some(debugger) = &mut self.debugger {
+                debugger.act(&mut self.collector);
+            }
             let todo = alarms::act(&self.plan.alarms, &mut self.collector);
             if todo.wants_report(self.plan.report.output.is_some()) {
                 cause = cause.or(Some(Cause::Limit));
@@ -206,6 +245,9 @@ impl Watch<'_> {
                 break;
             }
             self.collector.make_room(&self.drain, &self.plan.report).map_err(gathering)?;
+        }
+        if let Some(debugger) = self.debugger.take() {
+            debugger.end();
         }
         self.follower.let_go();
         self.take().map_err(gathering)

@@ -107,6 +107,9 @@ impl Follower {
                 "`ps -ef` shows what runs; the number of the Python process is needed, not that of the shell that started it".into(),
             ));
         };
+        if let Some(refusal) = self.hold.refuses_debugger(pid, &look) {
+            return Err(refusal);
+        }
         if self.hold.watch(pid, look, None) {
             return Ok(());
         }

@@ -25,6 +25,7 @@ use crate::launch::Shim;
 use crate::ledger::ProcessId;
 use crate::native;
 use crate::plan::DebuggerPlan;
+use crate::prompts::{self, Refusal};
 use crate::python::discover::Interpreter;
 use crate::python::layout::Layout;
 use crate::python::verify;
@@ -160,6 +161,20 @@ impl Hold {
         self
     }
 
+    /// The debugger is to be opened in its processes, which nobody holds, from outside.
+    #[must_use]
+    pub fn with_debugger(mut self, limit: Option<DebuggerPlan>) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Why the debugger that is asked for cannot be opened in a process that nobody holds.
+    pub(super) fn refuses_debugger(&self, pid: Pid, look: &Look) -> Option<Refusal> {
+        self.limit.filter(|_| self.followed)?;
+        let layout = self.live_layout(pid, &look.interpreter);
+        prompts::check(pid, look.interpreter.runtime_address, &layout).err()
+    }
+
     /// A watcher of processes that nobody holds: driven by what the kernel side tells of them ([`super::follow`]).
     pub fn of_followed(attacher: Arc<Attacher>, what: (Mode, bool), messages: UnboundedSender<Message>) -> Self {
         Self { followed: true, ..Self::new(attacher, what, messages, None, false, None, None) }
@@ -274,6 +289,7 @@ impl Hold {
             script: begins.then(|| Script::of(&held.command, root.as_ref(), credentials.as_deref())).flatten(),
             credentials,
             help: self.help.clone(),
+            asked_from_outside: self.followed && self.limit.is_some(),
             tally: held.tally.clone(),
             root,
             rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
@@ -381,6 +397,13 @@ impl Hold {
         // Before the beginning is taken: what it reads may become resident by that.
         let layout = self.live_layout(pid, &interpreter);
         let mut process = self.new_process(pid);
+        if self.followed && self.limit.is_some() {
+            // One that was named has been asked before; of its children it is said.
+            if let Err((why, hint)) = prompts::check(pid, interpreter.runtime_address, &layout) {
+                process.limit_bytes = 0;
+                self.note_of(pid, &format!("{why}\nhint: {hint}"));
+            }
+        }
         recipe::describe(&mut process, &interpreter, &layout, look.is_musl);
         (process.loader_start, process.loader_end) = look.loader_range;
         (process.library_start, process.library_end) = look.library_range;

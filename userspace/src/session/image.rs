@@ -16,6 +16,7 @@ use super::sources::{Script, Sources};
 use super::tallied::Tally;
 use crate::kernel::Attacher;
 use crate::kernel::event::{Piece, RawCode};
+use crate::launch;
 use crate::ledger::{
     CodeKey, Frame, LinePosition, MapChange, Mappings, Origin, ProcessId, Resolved, SiteCounts, Stack, StackId,
 };
@@ -63,6 +64,8 @@ pub struct Birth {
     pub credentials: Option<Arc<Credentials>>,
     /// Directory of our help to the program: its files' frames are not the program's.
     pub help: Option<PathBuf>,
+    /// Its interpreter may be asked to run a script of ours ([`launch::SCRIPT`]).
+    pub asked_from_outside: bool,
     /// Where it counts its blocks itself, if it does; the image takes it.
     pub tally: Option<Arc<Segment>>,
     /// Its view of the file system, kept open.
@@ -403,7 +406,12 @@ impl Image {
         if function.code.filename.starts_with(OWN_WORK) {
             return Resolved::OwnWork;
         }
-        match function.code.line_of(frame.position) {
+        let line = function.code.line_of(frame.position);
+        let is_script = self.birth.asked_from_outside && function.code.filename == "<string>";
+        if is_script && line.is_some_and(|line| line >= launch::SCRIPT_BEGINS) {
+            return Resolved::OwnWork;
+        }
+        match line {
             Some(line) if line > 0 => Resolved::Line(LinePosition { function: index, line }),
             _ => Resolved::Line(LinePosition { function: index, line: function.code.first_line.max(1) }),
         }

@@ -10,6 +10,7 @@ use crate::kernel::event::LimitNews;
 use crate::launch::Shim;
 use crate::ledger::ProcessId;
 use crate::plan::DebuggerPlan;
+use crate::target::Pid;
 
 /// Adds the debugger to the launch help, where one is wanted.
 pub(super) fn with_debugger(shim: Shim, wanted: Option<DebuggerPlan>) -> Shim {
@@ -29,6 +30,22 @@ pub struct Limits {
     done: HashSet<ProcessId>,
     /// Alarms that were passed and are still to be acted on.
     pub(super) passed: Vec<Passed>,
+    /// Processes that nobody holds and in which the debugger is to be opened.
+    pub(super) reached: Vec<Reached>,
+}
+
+/// A process that nobody holds has passed its limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    pub(super) process: ProcessId,
+    /// The thread that did it.
+    pub(super) thread: Pid,
+    /// Its `PyThreadState`.
+    pub(super) state: u64,
+    /// It was in a system call.
+    pub(super) in_call: bool,
+    /// Resident bytes at that moment.
+    pub(super) bytes: u64,
 }
 
 /// A process has passed an alarm.
@@ -48,6 +65,9 @@ impl Limits {
     pub(super) fn hear(&mut self, process: ProcessId, news: LimitNews, images: &BTreeMap<ProcessId, Image>) {
         match news {
             LimitNews::Passed { alarm, bytes, growth } => self.passed.push(Passed { process, alarm, bytes, growth }),
+            LimitNews::Reached { thread, state, in_call, bytes } => {
+                self.reached.push(Reached { process, thread, state, in_call, bytes });
+            }
             LimitNews::Ready => drop(self.ready.insert(process)),
             LimitNews::Stopped | LimitNews::Continued => drop(self.done.insert(process)),
             LimitNews::Refused(reason) => {
@@ -82,7 +102,8 @@ impl Limits {
     }
 }
 
-fn words(reason: u32) -> (&'static str, &'static str) {
+/// Why it could not open, and a hint.
+pub(super) fn words(reason: u32) -> (&'static str, &'static str) {
     match reason {
         abi::RM_REFUSED_TRACED => (
             "the thread has a trace function already (sys.settrace: a debugger, coverage)",

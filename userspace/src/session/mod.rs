@@ -13,6 +13,7 @@ mod collections;
 mod collector;
 mod command_text;
 mod commands;
+mod debugger;
 mod filter;
 mod follow;
 mod given;
@@ -44,6 +45,7 @@ use outlet::Outlet;
 use crate::kernel::{Drain, Follow, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
 use crate::plan::{ReportPlan, RunPlan};
+use crate::prompts::TerminalError;
 use crate::report::Cause;
 use crate::target::credentials::{self, Credentials, CredentialsError};
 use crate::target::signals::Signals;
@@ -94,6 +96,9 @@ pub enum RunError {
         /// The next step.
         hint: String,
     },
+    /// Nobody could answer the debugger.
+    #[error(transparent)]
+    Terminal(TerminalError),
     /// Anything else of the system.
     #[error("{doing}: {error}")]
     System {
@@ -115,6 +120,7 @@ impl RunError {
             Self::Output { .. } => "choose a file in a directory you may write to",
             Self::Baseline { .. } => "make it with `--format json --output FILE`, in the same mode",
             Self::Process { hint, .. } => hint,
+            Self::Terminal(error) => error.hint(),
             Self::System { .. } => "`rmprof-bpf doctor` says what this machine allows",
         }
     }

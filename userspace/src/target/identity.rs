@@ -78,6 +78,14 @@ fn host_of(root: &Root) -> io::Result<Option<String>> {
     Ok(is_name.then(|| name.to_owned()))
 }
 
+/// The user who is root in a process's user namespace, where that is not our own root.
+pub fn root_of_namespace(pid: Pid) -> Option<u32> {
+    // user_namespaces(7): inside, outside, how many.
+    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).ok()?;
+    let first = map.lines().find(|line| line.split_ascii_whitespace().next() == Some("0"))?;
+    first.split_ascii_whitespace().nth(1)?.parse().ok().filter(|user| *user != 0)
+}
+
 /// The name of a user of this machine.
 pub fn user_name(user: u32) -> Option<String> {
     User::from_uid(Uid::from_raw(user)).ok().flatten().map(|user| user.name)

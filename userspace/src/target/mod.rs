@@ -5,6 +5,7 @@ mod archive;
 pub mod credentials;
 pub mod descriptor;
 pub mod elf;
+pub mod halt;
 pub mod identity;
 pub mod limits;
 mod loading;
@@ -25,13 +26,19 @@ mod tracee;
 
 pub use nix::unistd::Pid;
 
-/// The memory of a process, read through the kernel. Reads fail once it has ended.
+/// The memory of a process, read (and where it is halted, written) through the kernel. Reads fail once it has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessMemory(pub Pid);
 
 impl crate::python::code::Memory for ProcessMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> std::io::Result<()> {
         memory::read_exact_at(self.0, address, buffer).map_err(std::io::Error::other)
+    }
+}
+
+impl crate::python::remote::MemoryMut for ProcessMemory {
+    fn write(&self, address: u64, bytes: &[u8]) -> std::io::Result<()> {
+        memory::write_exact_at(self.0, address, bytes).map_err(std::io::Error::from)
     }
 }
 

@@ -58,6 +58,24 @@ impl Root {
         self.working_path.as_ref().map(|path| Path::new("/").join(path))
     }
 
+    /// Opens a directory of this absolute name, which has no link on its way.
+    ///
+    /// # Errors
+    /// Those of opening.
+    pub fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        open_below(self.root.as_fd(), path, OFlag::O_DIRECTORY, resolve)
+    }
+
+    /// Which directory the root is: its file system and inode.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let data = File::from(self.root.try_clone()?).metadata()?;
+        Ok((data.dev(), data.ino()))
+    }
+
     /// Opens a regular file by the name the process would use: absolute names start at its root, relative ones at its
     /// working directory, and no link leads out of the root.
     ///

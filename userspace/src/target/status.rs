@@ -84,6 +84,11 @@ pub fn parent_pid(pid: Pid) -> io::Result<Pid> {
     i32::try_from(parent).map(Pid::from_raw).map_err(|_| malformed(pid, "stat"))
 }
 
+/// Is a thread running, or about to?
+pub fn is_running(thread: Pid) -> bool {
+    stat_fields(thread).is_ok_and(|fields| fields.first().is_some_and(|state| state == "R"))
+}
+
 /// When the process began, to the kernel's clock tick (10 ms).
 ///
 /// # Errors
@@ -163,6 +168,16 @@ pub fn file_rights(pid: Pid) -> io::Result<(u32, u32, Vec<u32>)> {
         (Some(user), Some(group)) => Ok((*user, *group, numbers(2))),
         _ => Err(malformed(pid, "status")),
     }
+}
+
+/// Who traces a thread by ptrace, if anybody does.
+///
+/// # Errors
+/// Where the thread is gone.
+pub fn tracer(thread: Pid) -> io::Result<Option<Pid>> {
+    let values = status_value(thread, &["TracerPid"])?;
+    let number = values.into_iter().flatten().next().and_then(|text| text.parse().ok());
+    Ok(number.filter(|number| *number > 0).map(Pid::from_raw))
 }
 
 /// The process (thread group) a thread belongs to.

@@ -75,6 +75,11 @@ pub(super) fn seize(tid: Pid) -> Result<(), Errno> {
     request(libc::PTRACE_SEIZE as _, tid, 0, OPTIONS as usize).map(drop)
 }
 
+/// Begins tracing of one thread alone, without stopping it: nothing that it makes is traced.
+pub(super) fn seize_alone(tid: Pid) -> Result<(), Errno> {
+    request(libc::PTRACE_SEIZE as _, tid, 0, 0).map(drop)
+}
+
 /// Has a stopped tracee, and what it makes from now on, stop once more before the end.
 pub(super) fn tell_of_end(tid: Pid) {
     let _ = request(libc::PTRACE_SETOPTIONS as _, tid, 0, OPTIONS_WITH_EXIT as usize);
@@ -231,6 +236,18 @@ pub(super) fn wait() -> Event {
         Event::Stopped(tid, stop(status))
     } else {
         Event::Ended(tid, ExitStatus::from_raw(status))
+    }
+}
+
+/// The same of one tracee, without waiting: `None` where nothing is to be told of it yet.
+pub(super) fn look(tid: Pid) -> Option<Event> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing for the length of the call.
+    match Errno::result(unsafe { libc::waitpid(tid.as_raw(), &mut status, libc::__WALL | libc::WNOHANG) }) {
+        Ok(0) | Err(Errno::EINTR) => None,
+        Ok(_) if libc::WIFSTOPPED(status) => Some(Event::Stopped(tid, stop(status))),
+        Ok(_) => Some(Event::Ended(tid, ExitStatus::from_raw(status))),
+        Err(_) => Some(Event::NoTracees),
     }
 }
 

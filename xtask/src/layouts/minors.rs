@@ -307,5 +307,16 @@ pub const DEBUG_FIELDS: &[&str] = &[
     "unicode_object.asciiobject_size",
 ];
 
-/// And from 3.14 on.
-pub const DEBUG_FIELDS_SINCE_3_14: &[&str] = &["interpreter_frame.tlbc_index", "code_object.co_tlbc"];
+/// And from 3.14 on; those of PEP 768, by which a debugger is let in, among them.
+pub const DEBUG_FIELDS_SINCE_3_14: &[&str] = &[
+    "interpreter_frame.tlbc_index",
+    "code_object.co_tlbc",
+    "interpreter_state.size",
+    "thread_state.size",
+    "debugger_support.eval_breaker",
+    "debugger_support.remote_debugger_support",
+    "debugger_support.remote_debugging_enabled",
+    "debugger_support.debugger_pending_call",
+    "debugger_support.debugger_script_path",
+    "debugger_support.debugger_script_path_size",
+];
