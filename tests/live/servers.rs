@@ -198,7 +198,7 @@ fn root_gunicorn_with_a_flask_app_that_leaks() {
     let Some(programs) = programs().filter(|_| root()) else { return };
     for mode in ["pages", "heap"] {
         let program = script("leaky.py", FLASK);
-        let server = gunicorn(&programs, &program, 20);
+        let server = gunicorn(&programs, &program, 48);
         let port = server.port();
         load(port, 10, &mut Served::new());
         let started = Run::json_of(["attach"]).words(["--mode", mode, &server.pid().to_string()]).start();

@@ -99,7 +99,7 @@ fn callees_count_on_the_lines_that_called() {
         ..LineTotals::default()
     };
     assert_eq!(folded.lines[&at(1, 3)], both);
-    assert_eq!(folded.lines[&at(2, 7)], LineTotals { self_net: 70, shown_net: 70, ..both });
+    assert_eq!(folded.lines[&at(2, 7)], LineTotals { self_net: 70, shown_net: 70, shown_live: 40, ..both });
     assert!(folded.other.is_empty());
     assert_eq!(folded.moved_bytes(), BTreeMap::from([(1, 130), (2, 130)]));
 }
