@@ -284,8 +284,10 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
     }
     // We are the last who have the table. SAFETY: system calls on integers.
     unsafe {
-        // Linux 5.9, commit 278a5fbaed89: before, the end of the process closes them.
-        libc::syscall(libc::SYS_close_range, 0, RawFd::MAX, 0);
+        // Linux 5.9, commit 278a5fbaed89: before, the end of the process closes them. The standard streams by themselves: what a call has
+        // closed is let go of at its end, the last first (task_work_run), and whoever reads them need not wait for the links.
+        libc::syscall(libc::SYS_close_range, 0, libc::STDERR_FILENO, 0);
+        libc::syscall(libc::SYS_close_range, libc::STDERR_FILENO + 1, RawFd::MAX, 0);
         wait_for_children();
         libc::_exit(0)
     }
