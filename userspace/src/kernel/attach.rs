@@ -15,6 +15,7 @@ use super::event::Executable;
 use super::keeper::{Keeper, MOST_PROBES, Order, Task};
 use super::map::Map;
 use crate::ledger::ProcessId;
+use crate::target::Pid;
 
 /// How user probes are attached on this kernel, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +178,11 @@ impl Attacher {
         let Executable { inode, bytes, device, generation } = *executable;
         let key = abi::rm_executable { inode, bytes, device, generation };
         self.other_programs.update(bytes_of(&key), &[1])
+    }
+
+    /// What is known of a process, if it is still that one: a process that has ended leaves its number to others.
+    pub fn still_watched(&self, pid: Pid, process: ProcessId) -> Option<abi::rm_process> {
+        self.watched(pid.as_raw().unsigned_abs()).filter(|now| now.id == process.0)
     }
 
     /// A process that nobody holds, and in which the debugger was open, is to be told of again above so many resident bytes.

@@ -84,10 +84,7 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
 /// False: the process has ended meanwhile, or cannot be sent it, which is said.
 fn send(image: &Image, signal: Signal, about: &str) -> bool {
     let pid = image.birth.pid;
-    // A process that has ended leaves its number to others.
-    let is_still =
-        image.birth.attacher.watched(pid.as_raw().unsigned_abs()).is_some_and(|now| now.id == image.birth.id.0);
-    if image.death.is_some() || !is_still {
+    if image.death.is_some() || image.birth.attacher.still_watched(pid, image.birth.id).is_none() {
         return false;
     }
     match kill(pid, signal) {

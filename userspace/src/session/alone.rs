@@ -78,7 +78,7 @@ impl Hold {
 
     /// Has the kernel side the same number for what it executes?
     pub(super) fn is_still(&self, pid: Pid, id: ProcessId) -> bool {
-        self.attacher.watched(pid.as_raw().unsigned_abs()).is_some_and(|process| process.id == id.0)
+        self.attacher.still_watched(pid, id).is_some()
     }
 
     /// This program is no Python: nobody tells of its execs any more.

@@ -68,7 +68,7 @@ impl Debugger {
                 layout: birth.layout.clone(),
                 command: shell_words(&birth.command, COMMAND_LIMIT),
             };
-            let is_still = || attacher.watched(pid.as_raw().unsigned_abs()).is_some_and(|now| now.id == process.0);
+            let is_still = || attacher.still_watched(pid, process).is_some();
             if let Err((why, hint)) = self.prompts.ask(subject.clone(), (thread, state, in_call), bytes, is_still) {
                 say(&format!("process {pid} passed the limit: {why}; it goes on\nhint: {hint}"));
                 self.arm(&subject, attacher);
@@ -103,7 +103,7 @@ impl Debugger {
 
     /// The next stop is so much further on.
     fn arm(&self, subject: &Subject, attacher: &Attacher) {
-        let now = attacher.watched(subject.pid.as_raw().unsigned_abs()).filter(|now| now.id == subject.process.0);
+        let now = attacher.still_watched(subject.pid, subject.process);
         if let (Some(step), Some(now)) = (self.plan.step, now) {
             let resident = u64::try_from(resident_bytes(&now)).unwrap_or(0);
             if let Err(error) = attacher.limit_next(subject.process, resident.saturating_add(step)) {

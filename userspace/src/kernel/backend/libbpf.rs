@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use libbpf_rs::{
     ErrorKind, MapCore, MapHandle, MapType, Object, ObjectBuilder, PrintLevel, RingBuffer, RingBufferBuilder,
 };
-
 use rmprof_probes::abi;
 
 use super::{Loaded, MapKind, Records, Settings};
