@@ -230,6 +230,9 @@ fn flags(what: Wanted) -> u32 {
 fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
     let mut entries = vec![("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)];
+    if !what.mode.counts_blocks() {
+        entries.extend([("arenas", 1), ("tally_stacks", 1)]);
+    }
     if what.mode == Mode::Objects {
         // The start of an interpreter that imports much asks for objects from fifty thousand places within a second.
         entries.push(("events", 1 << 25));

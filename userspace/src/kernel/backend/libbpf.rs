@@ -1,5 +1,7 @@
 //! libbpf, by libbpf-rs.
 
+mod beside;
+
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -8,7 +10,8 @@ use std::rc::Rc;
 use std::sync::Mutex;
 
 use libbpf_rs::{
-    ErrorKind, MapCore, MapHandle, MapType, Object, ObjectBuilder, PrintLevel, RingBuffer, RingBufferBuilder,
+    ErrorKind, MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, PrintLevel, RingBuffer,
+    RingBufferBuilder,
 };
 use rmprof_probes::abi;
 
@@ -22,6 +25,10 @@ use crate::kernel::map::Map;
 static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn keep_message(_: PrintLevel, text: String) {
+    keep_words(text);
+}
+
+fn keep_words(text: String) {
     if let Ok(mut messages) = MESSAGES.lock() {
         messages.push(text.trim_end().to_owned());
         if messages.len() > 400 {
@@ -40,8 +47,8 @@ fn refused(error: &libbpf_rs::Error) -> LoadError {
 }
 
 pub(super) fn load(settings: &Settings<'_>) -> Result<Loaded, LoadError> {
-    let object = open(settings).map_err(|error| refused(&error))?;
-    let mut programs = HashMap::new();
+    let (object, beside) = open(settings).and_then(beside::load).map_err(|error| refused(&error))?;
+    let mut programs: HashMap<_, _> = beside.into_iter().collect();
     for program in object.progs().filter(|program| program.autoload()) {
         let descriptor = program.as_fd().try_clone_to_owned().map_err(LoadError::Descriptor)?;
         programs.insert(program.name().to_string_lossy().into_owned(), descriptor);
@@ -56,7 +63,7 @@ pub(super) fn load(settings: &Settings<'_>) -> Result<Loaded, LoadError> {
     Ok(Loaded { programs, maps, records })
 }
 
-fn open(settings: &Settings<'_>) -> libbpf_rs::Result<Object> {
+fn open(settings: &Settings<'_>) -> libbpf_rs::Result<OpenObject> {
     libbpf_rs::set_print(Some((PrintLevel::Warn, keep_message)));
     let mut open = ObjectBuilder::default().open_memory(rmprof_probes::OBJECT)?;
     for mut program in open.progs_mut() {
@@ -74,7 +81,7 @@ fn open(settings: &Settings<'_>) -> libbpf_rs::Result<Object> {
             constants.copy_from_slice(bytes_of(&settings.constants));
         }
     }
-    open.load()
+    Ok(open)
 }
 
 pub(super) fn can_make(kind: MapKind) -> Result<bool, String> {

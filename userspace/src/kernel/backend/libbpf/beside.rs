@@ -1,0 +1,227 @@
+//! What libbpf does one after the other, on two threads: a start is as long as the probes take to load. While libbpf relocates the
+//! programs, the large maps are made; while it has one half of the programs verified, the other half is verified beside it.
+//!
+//! What libbpf makes of a map or a program before it hands them to the kernel it makes here too; only the hand-over is ours.
+
+use std::ffi::{CStr, CString, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
+
+use libbpf_rs::libbpf_sys::{
+    bpf_func_info, bpf_insn, bpf_line_info, bpf_map__fd, bpf_map_create_opts, bpf_object__btf_fd, bpf_object__prepare,
+    bpf_prog_load, bpf_prog_load_opts, bpf_program__expected_attach_type, bpf_program__func_info,
+    bpf_program__func_info_cnt, bpf_program__line_info, bpf_program__line_info_cnt,
+};
+use libbpf_rs::{AsRawLibbpf, MapHandle, MapType, Object, OpenMap, OpenObject, OpenProgram, ProgramType};
+
+use super::keep_words;
+use crate::target::page_bytes;
+
+/// Maps of as many entries (of ring buffers: bytes) take the kernel long enough to be made beside: it clears a list head for each entry,
+/// or the pages of a ring.
+const LARGE: u32 = 1 << 16;
+
+/// The license of the probes, which is in the object for libbpf.
+const LICENSE: &CStr = c"Dual MIT/GPL";
+
+/// Room for what the verifier says of a program that it refuses.
+const LOG_BYTES: usize = 1 << 24;
+
+/// Loads what is to be loaded of an object: the object, which has those programs that libbpf loaded, and the others by name.
+pub(super) fn load(mut open: OpenObject) -> libbpf_rs::Result<(Object, Vec<(String, OwnedFd)>)> {
+    let large = put_off(&mut open)?;
+    thread::scope(|scope| {
+        let making = scope.spawn(|| large.iter().map(Large::make).collect::<libbpf_rs::Result<Vec<_>>>());
+        // SAFETY: the object is open, and nobody else uses it meanwhile.
+        check(unsafe { bpf_object__prepare(open.as_libbpf_object().as_ptr()) })?;
+        let made = making.join().map_err(|_| io::Error::other("the thread that makes maps has panicked"))??;
+        put_in_place(&open, &large, &made)
+    })?;
+    let programs = take_out(&mut open)?;
+    thread::scope(|scope| {
+        let verifying = scope.spawn(|| programs.iter().map(Program::load).collect::<io::Result<Vec<_>>>());
+        let object = open.load();
+        let loaded =
+            verifying.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"))??;
+        Ok((object?, loaded))
+    })
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// A map that is made beside.
+struct Large {
+    name: OsString,
+    kind: MapType,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl Large {
+    fn of(map: &OpenMap<'_>) -> Self {
+        Self {
+            name: map.name().to_owned(),
+            kind: map.map_type(),
+            key_bytes: map.key_size(),
+            value_bytes: map.value_size(),
+            entries: map.max_entries(),
+            flags: map.map_flags(),
+        }
+    }
+
+    fn make(&self) -> libbpf_rs::Result<MapHandle> {
+        let options = bpf_map_create_opts {
+            sz: size_of::<bpf_map_create_opts>() as u64,
+            map_flags: self.flags,
+            ..Default::default()
+        };
+        MapHandle::create(self.kind, Some(&self.name), self.key_bytes, self.value_bytes, self.entries, &options)
+    }
+}
+
+/// The large maps. What libbpf itself makes of them is as small as there can be one, until [`put_in_place`].
+fn put_off(open: &mut OpenObject) -> libbpf_rs::Result<Vec<Large>> {
+    let large: Vec<_> = open.maps().filter(|map| map.max_entries() >= LARGE).map(|map| Large::of(&map)).collect();
+    for mut map in open.maps_mut().filter(|map| map.max_entries() >= LARGE) {
+        let least = if map.map_type() == MapType::RingBuf { page_bytes() } else { 1 };
+        map.set_max_entries(u32::try_from(least).unwrap_or(LARGE))?;
+    }
+    Ok(large)
+}
+
+/// Puts the large maps in the place of the small ones, under their descriptors: these are in the programs' instructions.
+fn put_in_place(open: &OpenObject, large: &[Large], made: &[MapHandle]) -> libbpf_rs::Result<()> {
+    for (large, made) in large.iter().zip(made) {
+        let Some(small) = open.maps().find(|map| map.name() == large.name) else { continue };
+        // SAFETY: the map is the object's, which is prepared.
+        let place = unsafe { bpf_map__fd(small.as_libbpf_object().as_ptr()) };
+        check(place)?;
+        // SAFETY: both descriptors are open; that of the place stays the object's own.
+        if unsafe { libc::dup3(made.as_fd().as_raw_fd(), place, libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+    }
+    Ok(())
+}
+
+/// A program that is loaded beside: what libbpf made of it.
+struct Program {
+    name: String,
+    kind: u32,
+    attach: u32,
+    btf: RawFd,
+    instructions: Vec<bpf_insn>,
+    functions: Vec<bpf_func_info>,
+    lines: Vec<bpf_line_info>,
+}
+
+/// Takes those programs out of what libbpf loads that need no more of it: all but those that are typed by the kernel's BTF. These are
+/// about half of the work.
+fn take_out(open: &mut OpenObject) -> libbpf_rs::Result<Vec<Program>> {
+    // SAFETY: the object is open, and prepared.
+    let btf = unsafe { bpf_object__btf_fd(open.as_libbpf_object().as_ptr()) };
+    let beside = |kind: ProgramType, wanted: bool| wanted && kind != ProgramType::Tracing;
+    let programs = open.progs().filter(|program| beside(program.prog_type(), program.autoload()));
+    let mut programs: Vec<_> = programs.map(|program| Program::of(&program, btf)).collect();
+    for mut program in open.progs_mut().filter(|program| beside(program.prog_type(), program.autoload())) {
+        program.set_autoload(false);
+    }
+    // The longest first: what libbpf loads meanwhile ends at about the same time.
+    programs.sort_by_key(|program| std::cmp::Reverse(program.instructions.len()));
+    Ok(programs)
+}
+
+impl Program {
+    fn of(program: &OpenProgram<'_>, btf: RawFd) -> Self {
+        let raw = program.as_libbpf_object().as_ptr();
+        // SAFETY: the program is of a prepared object; what is told of it stays where it is as long as the object, and is copied.
+        let (attach, functions, lines) = unsafe {
+            (
+                bpf_program__expected_attach_type(raw),
+                copy(bpf_program__func_info(raw), bpf_program__func_info_cnt(raw)),
+                copy(bpf_program__line_info(raw), bpf_program__line_info_cnt(raw)),
+            )
+        };
+        Self {
+            name: program.name().to_string_lossy().into_owned(),
+            kind: program.prog_type() as u32,
+            attach,
+            btf,
+            instructions: program.insns().to_vec(),
+            functions,
+            lines,
+        }
+    }
+
+    fn load(&self) -> io::Result<(String, OwnedFd)> {
+        match self.hand_over(&mut []) {
+            Ok(descriptor) => Ok((self.name.clone(), descriptor)),
+            Err(error) => {
+                // Once more, to be told why.
+                let mut log = vec![0; LOG_BYTES];
+                let again = self.hand_over(&mut log);
+                let said = log.split(|byte| *byte == 0).next().unwrap_or_default();
+                keep_words(format!("prog '{}': {error}\n{}", self.name, String::from_utf8_lossy(said)));
+                again.map(|descriptor| (self.name.clone(), descriptor)).map_err(|_| error)
+            }
+        }
+    }
+
+    fn hand_over(&self, log: &mut [u8]) -> io::Result<OwnedFd> {
+        let name = CString::new(self.name.as_bytes())?;
+        let mut options = bpf_prog_load_opts {
+            sz: size_of::<bpf_prog_load_opts>() as u64,
+            // As libbpf does: the kernel may ask for another try.
+            attempts: 5,
+            expected_attach_type: self.attach,
+            ..Default::default()
+        };
+        if self.btf >= 0 {
+            options.prog_btf_fd = self.btf.cast_unsigned();
+            options.func_info = self.functions.as_ptr().cast();
+            options.func_info_cnt = count(&self.functions)?;
+            options.func_info_rec_size = size_of::<bpf_func_info>() as u32;
+            options.line_info = self.lines.as_ptr().cast();
+            options.line_info_cnt = count(&self.lines)?;
+            options.line_info_rec_size = size_of::<bpf_line_info>() as u32;
+        }
+        if !log.is_empty() {
+            options.log_level = 1;
+            options.log_size = count(log)?;
+            options.log_buf = log.as_mut_ptr().cast();
+        }
+        // SAFETY: every address has as many elements behind it as is said, and all outlive the call.
+        let descriptor = unsafe {
+            bpf_prog_load(
+                self.kind,
+                name.as_ptr(),
+                LICENSE.as_ptr(),
+                self.instructions.as_ptr(),
+                self.instructions.len() as u64,
+                &raw mut options,
+            )
+        };
+        check(descriptor)?;
+        // SAFETY: the kernel has just made it, for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+}
+
+fn count<T>(elements: &[T]) -> io::Result<u32> {
+    u32::try_from(elements.len()).map_err(io::Error::other)
+}
+
+/// # Safety
+/// `start` is null, or has `count` elements behind it.
+unsafe fn copy<T: Clone>(start: *const T, count: u32) -> Vec<T> {
+    if start.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the caller's word.
+    unsafe { std::slice::from_raw_parts(start, count as usize) }.to_vec()
+}
