@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -125,6 +126,7 @@ impl Run {
         let mut child = self.command().process_group(0).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut errors = child.stderr.take().unwrap();
+        let streams = [name_of(output.get_ref().as_raw_fd()), name_of(errors.as_raw_fd())];
         let errors = std::thread::spawn(move || {
             let mut said = Vec::new();
             let _ = errors.read_to_end(&mut said);
@@ -132,7 +134,7 @@ impl Run {
         });
         let input = child.stdin.take().zip(self.input).map(|(pipe, bytes)| feed(pipe, bytes));
         Started {
-            watchdog: Watchdog::start(child.id(), self.patience.unwrap_or(TOO_LONG)),
+            watchdog: Watchdog::start(child.id(), self.patience.unwrap_or(TOO_LONG), streams),
             child,
             output,
             errors,
@@ -172,18 +174,56 @@ fn feed(mut pipe: ChildStdin, bytes: Vec<u8>) -> JoinHandle<()> {
     })
 }
 
+/// What the kernel calls one of our pipes, at both of its ends.
+fn name_of(descriptor: RawFd) -> PathBuf {
+    std::fs::read_link(format!("/proc/self/fd/{descriptor}")).unwrap()
+}
+
+/// Who else has one of these open: one line each.
+fn holders(streams: &[PathBuf]) -> String {
+    let mut found = String::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()) {
+        let files = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let open: Vec<_> = files
+            .filter(|file| std::fs::read_link(file.path()).is_ok_and(|link| streams.contains(&link)))
+            .map(|file| file.file_name().to_string_lossy().into_owned())
+            .collect();
+        if open.is_empty() || process.ends_with(std::process::id().to_string()) {
+            continue;
+        }
+        let read = |name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default().replace('\0', " ");
+        let (stat, words) = (read("stat"), read("cmdline"));
+        found += &format!("{} {words}: has {open:?} open; {}\n", process.display(), stat.trim());
+    }
+    found
+}
+
 /// Ends a process group that does not end by itself, or whose test has failed.
-struct Watchdog(mpsc::Sender<()>);
+struct Watchdog {
+    ended: mpsc::Sender<()>,
+    /// Who had its standard output and error open then.
+    holders: JoinHandle<String>,
+}
 
 impl Watchdog {
-    fn start(group: u32, patience: Duration) -> Self {
+    fn start(group: u32, patience: Duration, streams: [PathBuf; 2]) -> Self {
         let (sender, ended) = mpsc::channel();
-        std::thread::spawn(move || {
-            if ended.recv_timeout(patience).is_err() {
-                let _ = kill(Pid::from_raw(-i32::try_from(group).unwrap()), Signal::SIGKILL);
+        let holders = std::thread::spawn(move || {
+            if ended.recv_timeout(patience).is_ok() {
+                return String::new();
             }
+            let holders = holders(&streams);
+            let _ = kill(Pid::from_raw(-i32::try_from(group).unwrap()), Signal::SIGKILL);
+            holders
         });
-        Self(sender)
+        Self { ended: sender, holders }
+    }
+
+    /// The run has ended. By itself? Else who was there.
+    fn call_off(self) -> Result<(), String> {
+        let in_time = self.ended.send(()).is_ok();
+        let holders = self.holders.join().unwrap();
+        if in_time { Ok(()) } else { Err(holders) }
     }
 }
 
@@ -232,7 +272,7 @@ impl Started {
         drop(output);
         let status = child.wait().unwrap();
         let _ = errors.join();
-        assert!(watchdog.0.send(()).is_ok(), "the run did not end by itself");
+        assert_eq!(watchdog.call_off(), Ok(()), "the run did not end by itself");
         status
     }
 
@@ -257,7 +297,7 @@ impl Started {
         if let Some(input) = self.input {
             input.join().unwrap();
         }
-        let hung = self.watchdog.0.send(()).is_err();
+        let ended = self.watchdog.call_off();
         let file = self.report.as_ref().and_then(|directory| std::fs::read(directory.path().join("report.json")).ok());
         let numbered = |number: u32| {
             let directory = self.report.as_ref()?.path().to_owned();
@@ -265,7 +305,9 @@ impl Started {
         };
         let snapshots = (1..).map_while(numbered).collect();
         let ran = Ran { status, stdout, stderr, file, snapshots };
-        assert!(!hung, "the run did not end by itself: {ran}");
+        if let Err(holders) = ended {
+            panic!("the run did not end by itself: {ran}\n--- had its output open ---\n{holders}");
+        }
         ran
     }
 }

@@ -139,6 +139,37 @@ while True:
     run.run().expect(0);
 }
 
+/// Those that no Python runs in too, and those that are made again: whoever lived on would hold our output open.
+#[test]
+fn root_exit_ends_all_that_was_started() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "many.py",
+        "
+import os, subprocess
+subprocess.Popen(['sleep', '90'], start_new_session=True)
+subprocess.Popen('while :; do sleep 0.01; done', shell=True)
+for _ in range(8):
+    if not os.fork():
+        while True:
+            if not os.fork():
+                os._exit(0)
+            os.wait()
+kept = bytearray(100 << 20)  # passes
+while True:
+    pass
+",
+    );
+    for mode in ["pages", "heap"] {
+        let run = Run::json_of(["--mode", mode, "--on-limit", "80=exit 77"]).word(&any_python().path);
+        let ran = run.word(&program.path).run().expect(77);
+        assert!(ran.report().0.to_string().contains("# passes"), "{mode}: {ran}");
+        assert!(ran.stderr_text().ends_with("the run ends with status 77\n"), "{mode}: {ran}");
+    }
+}
+
 /// As much as passes the limit at once does not when a second lies between its halves.
 #[test]
 fn root_growth_is_that_of_one_second() {

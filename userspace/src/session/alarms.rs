@@ -16,7 +16,7 @@ pub(super) struct Todo {
     pub report: bool,
     /// Run these, after the report.
     pub commands: Vec<Wanted>,
-    /// End with this status; the processes have been killed.
+    /// All that was started is to be killed, and the run to end with this status.
     pub exit: Option<u8>,
 }
 
@@ -71,9 +71,6 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
             }
             Action::Exit(code) => {
                 say(&format!("{about}: the run ends with status {code}"));
-                for image in collector.images.values() {
-                    send(image, Signal::SIGKILL, &about);
-                }
                 todo.exit = todo.exit.or(Some(*code));
             }
         }

@@ -48,6 +48,7 @@ use crate::plan::{ReportPlan, RunPlan};
 use crate::prompts::TerminalError;
 use crate::report::Cause;
 use crate::target::credentials::{self, Credentials, CredentialsError};
+use crate::target::ending::Ending;
 use crate::target::signals::Signals;
 use crate::target::spawn::{Command, SpawnError};
 use crate::target::{Pid, supervise};
@@ -175,10 +176,12 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     .sampling(plan.report.sample)
     .with_alarms(&plan.alarms);
     let command = command(plan, credentials, shim.as_ref());
+    let ending = Ending::default();
+    let asked = ending.clone();
     let supervisor = std::thread::Builder::new()
         .name("supervisor".into())
         .spawn(move || {
-            let status = supervise::run(&command, Some(&signals), &mut hold);
+            let status = supervise::run(&command, Some(&signals), &asked, &mut hold);
             (status, signals, hold.is_outlived())
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
@@ -190,6 +193,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         attacher: &attacher,
         outlet: &mut outlet,
         commands: Commands::default(),
+        ending,
     }
     .until_the_end(receiver);
     let (status, signals, outlived) = supervisor.join().map_err(|_| RunError::System {
@@ -277,6 +281,8 @@ struct Gathering<'g, 'p> {
     attacher: &'g crate::kernel::Attacher,
     outlet: &'g mut Outlet<'p>,
     commands: Commands,
+    /// Tells the supervisor.
+    ending: Ending,
 }
 
 impl Gathering<'_, '_> {
@@ -327,6 +333,9 @@ impl Gathering<'_, '_> {
     fn act(&mut self, goes_on: bool) -> Option<u8> {
         self.commands.look_after();
         let todo = alarms::act(&self.plan.alarms, self.collector);
+        if todo.exit.is_some() {
+            self.ending.ask();
+        }
         if goes_on
             && todo.wants_report(self.plan.report.output.is_some())
             && let Err(error) = self.snapshot()

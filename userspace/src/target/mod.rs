@@ -5,6 +5,7 @@ mod archive;
 pub mod credentials;
 pub mod descriptor;
 pub mod elf;
+pub mod ending;
 pub mod halt;
 pub mod identity;
 pub mod limits;

@@ -28,7 +28,8 @@ impl Watcher for Quiet {
 fn supervisor_process() {
     let Some(script) = std::env::var_os(PROGRAM) else { return };
     let signals = Signals::taken_over().unwrap();
-    let status = run(&command("sh", &["-c", script.to_str().unwrap()]), Some(&signals), &mut Quiet).unwrap();
+    let status =
+        run(&command("sh", &["-c", script.to_str().unwrap()]), Some(&signals), &Ending::default(), &mut Quiet).unwrap();
     println!("ended with {}", exit_code(status));
     std::process::exit(exit_code(status));
 }

@@ -3,12 +3,15 @@
 //! Tracing is by `PTRACE_SEIZE` without `PTRACE_O_EXITKILL`: when this thread ends, by whatever cause, the kernel lets go of every
 //! tracee and they run on. Signals, job control and exit statuses pass as if nobody watched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::ending::Ending;
 use super::loading::Loading;
 use super::signals::{Forwarder, Signals};
 use super::spawn::{self, Command, SpawnError};
@@ -22,6 +25,9 @@ const TICK: Duration = Duration::from_millis(50);
 const ORPHAN_AFTER: Duration = Duration::from_millis(300);
 /// How long, at the end, the processes that live on are given to be let go in good order.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// How long those that were killed are given to end: the kernel takes its time over much memory.
+const DYING: Duration = Duration::from_secs(10);
 
 /// What to do with a process after its exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +79,8 @@ pub trait Watcher {
     /// The run is over and this process lives on, held for this last look, then unwatched. Not promised: one that cannot be
     /// held in time (in an uninterruptible wait) is let go without.
     fn left(&mut self, _pid: Pid) {}
+    /// It was to be killed, and could not be.
+    fn spared(&mut self, _pid: Pid, _error: Errno) {}
     /// Called at least every 50 ms; nothing in particular is held.
     fn tick(&mut self) {}
 }
@@ -80,11 +88,17 @@ pub trait Watcher {
 /// Runs a program until its first process ends; processes it leaves behind run on. Blocks the calling thread, which must be
 /// one made for this: only it may look for events, and its end lets go of whatever is still traced. It must have no other children.
 ///
-/// With `signals`, what is sent to us by `kill` is passed on to the program, and the program gets the signal mask of before.
+/// With `signals`, what is sent to us by `kill` is passed on to the program, and the program gets the signal mask of before. Where `ending` is
+/// asked for, every process of the run is killed, those that outlive the first too.
 ///
 /// # Errors
 /// [`SpawnError`] where the program did not start; then the watcher has heard nothing but ticks.
-pub fn run(command: &Command, signals: Option<&Signals>, watcher: &mut dyn Watcher) -> Result<ExitStatus, SpawnError> {
+pub fn run(
+    command: &Command,
+    signals: Option<&Signals>,
+    ending: &Ending,
+    watcher: &mut dyn Watcher,
+) -> Result<ExitStatus, SpawnError> {
     let mask = signals.map_or_else(
         || nix::sys::signal::SigSet::thread_get_mask().unwrap_or(nix::sys::signal::SigSet::empty()),
         Signals::original_mask,
@@ -92,10 +106,11 @@ pub fn run(command: &Command, signals: Option<&Signals>, watcher: &mut dyn Watch
     let started = spawn::start(command, mask, |pid| watcher.starting(pid))?;
     super::limits::raise_open_files();
     let ticker = Ticker::start(TICK).map_err(|source| {
-        let _ = nix::sys::signal::kill(started.pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = kill(started.pid, Signal::SIGKILL);
         SpawnError::System { program: command.program.clone(), source }
     })?;
-    let mut supervisor = Supervisor::new(watcher, started.pid, signals);
+    ending.is_heard_here();
+    let mut supervisor = Supervisor::new(watcher, started.pid, signals, ending);
     let status = supervisor.until_the_first_ends(&ticker);
     if !supervisor.begun {
         return Err(started.failure(status));
@@ -139,11 +154,14 @@ struct Supervisor<'w> {
     outcome: Option<ExitStatus>,
     tracees: HashMap<Pid, Tracee>,
     unclaimed: HashMap<Pid, Unclaimed>,
+    ending: &'w Ending,
+    /// Were sent SIGKILL, and have not ended yet.
+    killed: HashSet<Pid>,
     last_tick: Instant,
 }
 
 impl<'w> Supervisor<'w> {
-    fn new(watcher: &'w mut dyn Watcher, first: Pid, signals: Option<&'w Signals>) -> Self {
+    fn new(watcher: &'w mut dyn Watcher, first: Pid, signals: Option<&'w Signals>, ending: &'w Ending) -> Self {
         let tracee = Tracee { process: first, announced: false, loading: None };
         Self {
             watcher,
@@ -153,6 +171,8 @@ impl<'w> Supervisor<'w> {
             outcome: None,
             tracees: HashMap::from([(first, tracee)]),
             unclaimed: HashMap::new(),
+            ending,
+            killed: HashSet::new(),
             last_tick: Instant::now(),
         }
     }
@@ -166,12 +186,33 @@ impl<'w> Supervisor<'w> {
             if self.last_tick.elapsed() >= TICK {
                 self.tick();
             }
+            self.kill_where_asked();
             match ticker.interruptible(tracee::wait) {
                 Event::Ended(tid, status) => self.ended(tid, status),
                 Event::Stopped(tid, stop) => self.stopped(tid, stop),
                 Event::Interrupted => {}
                 // Somebody else has waited for our child: all that is known is that it is gone.
                 Event::NoTracees => return ExitStatus::from_raw(125 << 8),
+            }
+        }
+    }
+
+    /// Kills all that there are, the first before those that it might make again, and next time what they had made meanwhile.
+    fn kill_where_asked(&mut self) {
+        if !self.ending.is_asked() {
+            return;
+        }
+        let known = self.tracees.values().map(|tracee| tracee.process);
+        let first = known.clone().filter(|process| *process == self.first);
+        let all: Vec<Pid> = first.chain(known).chain(self.unclaimed.keys().copied()).collect();
+        for process in all {
+            if !self.killed.insert(process) {
+                continue;
+            }
+            // Not another process by now: nobody but us collects it.
+            match kill(process, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => self.watcher.spared(process, error),
             }
         }
     }
@@ -332,6 +373,7 @@ impl<'w> Supervisor<'w> {
 
     fn ended(&mut self, tid: Pid, status: ExitStatus) {
         self.unclaimed.remove(&tid);
+        self.killed.remove(&tid);
         let tracee = self.tracees.remove(&tid);
         if tid == self.first {
             self.outcome = Some(status);
@@ -345,6 +387,9 @@ impl<'w> Supervisor<'w> {
     /// Lets the processes that outlive the first go on alone: each thread is stopped, then detached. What cannot be stopped
     /// in time is detached by the kernel when this thread ends.
     fn let_go(&mut self, ticker: &Ticker) {
+        if self.ending.is_asked() {
+            return self.until_all_have_ended(ticker);
+        }
         for orphan in std::mem::take(&mut self.unclaimed).into_keys() {
             tracee::detach(orphan, 0);
         }
@@ -353,9 +398,24 @@ impl<'w> Supervisor<'w> {
         }
         let begun = Instant::now();
         while begun.elapsed() < PARTING {
+            self.kill_where_asked();
             match ticker.interruptible(tracee::wait) {
                 Event::Ended(tid, status) => self.ended(tid, status),
                 Event::Stopped(tid, stop) => self.part(tid, stop),
+                Event::Interrupted => {}
+                Event::NoTracees => break,
+            }
+        }
+    }
+
+    /// All were killed. What cannot end in time does so without us.
+    fn until_all_have_ended(&mut self, ticker: &Ticker) {
+        let begun = Instant::now();
+        while begun.elapsed() < DYING {
+            self.kill_where_asked();
+            match ticker.interruptible(tracee::wait) {
+                Event::Ended(tid, status) => self.ended(tid, status),
+                Event::Stopped(tid, stop) => self.stopped(tid, stop),
                 Event::Interrupted => {}
                 Event::NoTracees => break,
             }

@@ -78,7 +78,7 @@ pub(super) fn command(program: &str, args: &[&str]) -> Command {
 }
 
 fn observe_with(mut recorder: Recorder, program: &str, args: &[&str]) -> (i32, Recorder) {
-    let status = run(&command(program, args), None, &mut recorder).unwrap();
+    let status = run(&command(program, args), None, &Ending::default(), &mut recorder).unwrap();
     (exit_code(status), recorder)
 }
 
@@ -131,7 +131,8 @@ fn shells_pipelines_wrappers_and_scripts() {
 fn what_cannot_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("script");
-    let error = |program: &str| run(&command(program, &[]), None, &mut Recorder::default()).unwrap_err();
+    let error =
+        |program: &str| run(&command(program, &[]), None, &Ending::default(), &mut Recorder::default()).unwrap_err();
     for name in ["no-such-program-at-all", "./no-such-program", ""] {
         assert!(matches!(error(name), SpawnError::NotFound { .. }), "{name}");
         assert_eq!(error(name).exit_code(), 127);
@@ -144,7 +145,7 @@ fn what_cannot_start() {
     assert!(missing.hint().contains("#!") && missing.exit_code() == 126, "{missing}");
     assert_eq!(error(folder.path()).exit_code(), 126);
     let nul = Command { args: vec!["a\0b".into()], ..command("true", &[]) };
-    assert_eq!(run(&nul, None, &mut Recorder::default()).unwrap_err().exit_code(), 125);
+    assert_eq!(run(&nul, None, &Ending::default(), &mut Recorder::default()).unwrap_err().exit_code(), 125);
 }
 
 #[test]
@@ -269,6 +270,43 @@ fn a_massacre() {
     assert!(seen.forks > 150 && seen.alive.is_empty(), "{} {:?}", seen.forks, seen.alive);
 }
 
+/// Asked for by itself, in the middle of a program that makes processes all the time, some in sessions of their own.
+#[test]
+fn all_end_that_were_started_where_that_is_asked_for() {
+    struct Asks(Recorder, Ending);
+    impl Watcher for Asks {
+        fn forked(&mut self, parent: Pid, child: Pid) {
+            self.0.forked(parent, child);
+        }
+        fn executed(&mut self, pid: Pid) -> AfterExec {
+            let after = self.0.executed(pid);
+            if self.0.execs == 60 {
+                self.1.ask();
+            }
+            after
+        }
+        fn loaded(&mut self, pid: Pid, said: Option<Announcement>) {
+            self.0.loaded(pid, said);
+        }
+        fn exited(&mut self, pid: Pid, status: ExitStatus) {
+            self.0.exited(pid, status);
+        }
+        fn left(&mut self, pid: Pid) {
+            self.0.left(pid);
+        }
+    }
+    let worker = "(trap '' TERM INT HUP; while :; do setsid sleep 0.01 & true; done)";
+    let all = format!("for i in 1 2 3 4 5 6; do {worker} & done; sleep 100");
+    for _ in 0..5 {
+        let recorder = Recorder { violent: true, ..Recorder::default() };
+        let mut watcher = Asks(recorder, Ending::default());
+        let ending = watcher.1.clone();
+        let status = run(&command("sh", &["-c", &all]), None, &ending, &mut watcher).unwrap();
+        assert_eq!(exit_code(status), 137);
+        assert!(watcher.0.alive.is_empty() && watcher.0.left.is_empty(), "{:?}", watcher.0.alive);
+    }
+}
+
 #[test]
 fn ticks_come_while_nothing_happens() {
     let (_, seen) = observe("sleep", &["0.6"]);
@@ -295,7 +333,7 @@ fn everything_is_mapped_when_loaded() {
     }
     let libraries = |program: &str, args: &[&str]| {
         let mut watcher = Maps(Vec::new());
-        run(&command(program, args), None, &mut watcher).unwrap();
+        run(&command(program, args), None, &Ending::default(), &mut watcher).unwrap();
         watcher.0
     };
     let has = |found: &[String], start: &str| found.iter().any(|name| name.starts_with(start));
@@ -349,8 +387,8 @@ fn root_credentials() {
         "test \"$(id -ru) $(id -u) $(id -g)\" = '{uid} {uid} {gid}' && id -G | grep -qw 4 && ! id -G | grep -qw 0 && grep -q 'CapEff:.0000000000000000' /proc/self/status"
     );
     let command = Command { credentials: Some(credentials), ..command("sh", &["-c", &test]) };
-    let status = run(&command, None, &mut Recorder::default()).unwrap();
+    let status = run(&command, None, &Ending::default(), &mut Recorder::default()).unwrap();
     assert_eq!(exit_code(status), 0);
     let refused = Command { program: "/root/no".into(), ..command };
-    assert_eq!(run(&refused, None, &mut Recorder::default()).unwrap_err().exit_code(), 126);
+    assert_eq!(run(&refused, None, &Ending::default(), &mut Recorder::default()).unwrap_err().exit_code(), 126);
 }

@@ -10,6 +10,12 @@ fn timer_signal() -> libc::c_int {
     libc::SIGRTMIN() + 7
 }
 
+/// Breaks the wait of a thread that has a [`Ticker`] now. Where that wait has not quite begun, the next tick does.
+pub(super) fn interrupt(thread: nix::unistd::Pid) {
+    // SAFETY: plain integers; the signal does nothing in whichever thread of ours gets it. One that has ended gets none.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), timer_signal()) };
+}
+
 extern "C" fn nothing(_: libc::c_int) {}
 
 /// A timer of the calling thread, whose signal is let through only within [`Ticker::interruptible`]: elsewhere it would make

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::{Held, Hold, seed_resident};
@@ -92,6 +93,10 @@ impl Watcher for Hold {
 
     fn exited(&mut self, pid: Pid, status: std::process::ExitStatus) {
         self.end(pid, Some(status));
+    }
+
+    fn spared(&mut self, pid: Pid, error: Errno) {
+        self.note(format!("process {pid} could not be killed: {}", error.desc()));
     }
 
     fn left(&mut self, pid: Pid) {
