@@ -57,6 +57,8 @@ mod occurrences;
 mod odd_sources;
 #[path = "live/on_limit.rs"]
 mod on_limit;
+#[path = "live/on_limit_total.rs"]
+mod on_limit_total;
 #[path = "live/pages.rs"]
 mod pages;
 #[path = "live/refused.rs"]

@@ -2,7 +2,8 @@
 /*
  * Processes that nobody holds (`attach`, `system`): their forks, execs and ends as the kernel does them. A fork counts from its first
  * instruction; of an exec and an end user space is told, and what comes after is not the old image's. For `system` the execs of all
- * others are told too, unless user space knows the program's file to be no Python: one look-up then.
+ * others are told too, unless user space knows the program's file to be no Python: one look-up then. Of those that are held (`run`) it is
+ * noted alone when their memory goes, where a limit is of all together: user space hears of it when others may have gone on.
  */
 #ifndef FOLLOW_BPF_H
 #define FOLLOW_BPF_H
@@ -46,6 +47,15 @@ static __always_inline void tell(const struct rm_process *process, __u32 change,
 	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 }
 
+/* The kernel has copied its parent's memory by now, not all of it as resident. */
+static __always_inline void read_resident(struct rm_process *process, struct mm_struct *mm)
+{
+	__u32 member;
+
+	for (member = 0; member < MEMBERS; member++)
+		process->resident[member] = member_bytes(mm, member);
+}
+
 static __always_inline int process_forked(struct task_struct *parent, struct task_struct *child)
 {
 	__u32 maker = BPF_CORE_READ(parent, tgid), made = BPF_CORE_READ(child, tgid);
@@ -64,14 +74,22 @@ static __always_inline int process_forked(struct task_struct *parent, struct tas
 		return 0;
 	own->id = __sync_fetch_and_add(&next_image, 1);
 	own->memory = 0;
-	own->resident_peak = resident_bytes(own);
+	own->in_total = 0;
 	/* It borrows its parent's memory until its exec (vfork): what it does to it is its parent's. */
 	if (BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm)) {
+		own->resident_peak = resident_bytes(own);
 		own->flags &= ~(RM_HEAP | RM_PAGES);
 		tell(own, RM_FOLLOW_VFORK, made, parent_id, 0);
 		return 0;
 	}
-	tell(own, own->flags & (RM_HEAP | RM_PAGES) ? RM_FOLLOW_FORK : RM_FOLLOW_YOUNG, made, parent_id, 0);
+	read_resident(own, BPF_CORE_READ(child, mm));
+	own->resident_peak = resident_bytes(own);
+	if (!(own->flags & (RM_HEAP | RM_PAGES))) {
+		tell(own, RM_FOLLOW_YOUNG, made, parent_id, 0);
+		return 0;
+	}
+	tell(own, RM_FOLLOW_FORK, made, parent_id, 0);
+	check_alarms(own);
 	return 0;
 }
 
@@ -136,7 +154,10 @@ static __always_inline int process_executed(struct task_struct *task, bool every
 
 	if (!process && everybody)
 		return stranger_executed(task);
-	if (!process || !(process->flags & RM_FOLLOW))
+	if (!process)
+		return 0;
+	leave_total(process);
+	if (!(process->flags & RM_FOLLOW))
 		return 0;
 	memory = process->memory;
 	executable_of(task, &executable);
@@ -154,7 +175,10 @@ static __always_inline int process_exited(struct task_struct *task)
 	__u64 memory;
 	__s32 code;
 
-	if (!process || !(process->flags & RM_FOLLOW) || BPF_CORE_READ(task, signal, live.counter) > 0)
+	if (!process || BPF_CORE_READ(task, signal, live.counter) > 0)
+		return 0;
+	leave_total(process);
+	if (!(process->flags & RM_FOLLOW))
 		return 0;
 	/* kernel/exit.c, do_group_exit: the code of the whole, unless its last thread just ended by itself. */
 	code = BPF_CORE_READ(task, signal, group_exit_code);

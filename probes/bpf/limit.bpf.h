@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /*
- * A limit of resident memory (--pdb-mmem): the thread that passes it is told by a signal, whose handler is the launch extension's
+ * Limits of resident memory. Alarms (--on-limit): user space is told. The debugger's (--pdb-mmem): the thread that passes it is told by a signal, whose handler is the launch extension's
  * (userspace/src/launch/stop.h). A page fault of user mode is told at once: the handler then runs before the instruction is tried again.
  * In a system call it would be cut short, or end with another result: there the signal waits for its end. Of a process that nobody holds
  * (attach) user space is told, which asks its interpreter (PEP 768).
@@ -8,7 +8,7 @@
 #ifndef LIMIT_BPF_H
 #define LIMIT_BPF_H
 
-static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason, __u64 growth, __u64 thread, bool in_call)
+static __always_inline bool tell_limit(struct rm_process *process, __u32 call, __u32 reason, __u64 measured, __u64 thread, bool in_call)
 {
 	struct rm_limit_event *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 
@@ -21,7 +21,7 @@ static __always_inline bool tell_limit(struct rm_process *process, __u32 call, _
 	record->call = call;
 	record->reason = reason;
 	record->bytes = resident_bytes(process);
-	record->growth = growth;
+	record->measured = measured;
 	record->thread = thread;
 	record->in_call = in_call;
 	record->pad = 0;
@@ -63,30 +63,56 @@ static __always_inline __u64 growth_of(struct rm_process *process, __s64 residen
 	return resident - least;
 }
 
+/* What all processes that are measured have resident together: the sum of their rm_process.in_total. */
+static __s64 total_resident;
+/* rm_process.alarm_passed of the alarms that are of it. */
+static __u32 total_passed[RM_ALARMS];
+
+/* A process has so much now. Who draws the sum after others have changed it has theirs in it: whoever passes a limit sees that. */
+static __always_inline __s64 change_total(struct rm_process *process, __s64 resident)
+{
+	__s64 change = resident - (__s64)__sync_lock_test_and_set(&process->in_total, resident);
+
+	return __sync_fetch_and_add(&total_resident, change) + change;
+}
+
+/* Is so little resident, or grown, that the alarm may be passed again? */
+static __always_inline bool is_well_below(__u64 now, __u64 bytes)
+{
+	return now <= bytes - bytes / RM_ALARM_PART;
+}
+
 /* What user space is to do something about (--on-limit). */
 __noinline int check_each_alarm(struct rm_process *process)
 {
-	__u64 resident, growth = 0;
-	__u32 index, of_growth;
+	__u64 resident, growth = 0, total = 0;
+	__u32 index;
 
 	if (!process)
 		return 0;
 	resident = resident_bytes(process);
-	of_growth = process->alarms_of_growth;
-	if (of_growth)
+	if (constants.alarms_of_growth)
 		growth = growth_of(process, resident);
+	if (constants.alarms_of_total)
+		total = change_total(process, resident);
 	for (index = 0; index < RM_ALARMS; index++) {
-		__u64 bytes = process->alarm_bytes[index], now = of_growth & 1u << index ? growth : resident;
+		__u64 bytes = constants.alarm_bytes[index], now = resident;
 		__u32 *passed = &process->alarm_passed[index];
 
 		if (!bytes)
 			break;
+		if (constants.alarms_of_growth & 1u << index)
+			now = growth;
+		if (constants.alarms_of_total & 1u << index) {
+			now = total;
+			passed = &total_passed[index];
+		}
 		if (now > bytes) {
 			if (*passed || __sync_lock_test_and_set(passed, 1))
 				continue;
-			if (!tell_limit(process, RM_LIMIT_ALARM, index, growth, 0, false))
+			if (!tell_limit(process, RM_LIMIT_ALARM, index, now, 0, false))
 				*passed = 0; /* the next event may find room */
-		} else if (*passed && now <= bytes - bytes / RM_ALARM_PART) {
+		} else if (*passed && is_well_below(now, bytes)) {
 			*passed = 0;
 		}
 	}
@@ -95,8 +121,39 @@ __noinline int check_each_alarm(struct rm_process *process)
 
 static __always_inline void check_alarms(struct rm_process *process)
 {
-	if (process->alarm_bytes[0])
+	if (constants.alarm_bytes[0])
 		check_each_alarm(process);
+}
+
+/* Its memory is gone, or is not measured any more. */
+static __always_inline void leave_total(struct rm_process *process)
+{
+	__u32 index;
+	__u64 total;
+
+	if (!constants.alarms_of_total)
+		return;
+	total = change_total(process, 0);
+	for (index = 0; index < RM_ALARMS; index++) {
+		if (constants.alarms_of_total & 1u << index && is_well_below(total, constants.alarm_bytes[index]))
+			total_passed[index] = 0;
+	}
+}
+
+/* Run by user space: the process of this number is measured from now on, or (`leaves`) not any more. */
+static __always_inline int look_at_alarms(__u32 pid, bool leaves)
+{
+	struct rm_process *process = bpf_map_lookup_elem(&processes, &pid);
+
+	if (!process)
+		return 0;
+	if (leaves) {
+		process->flags &= ~(RM_HEAP | RM_PAGES); /* what it does from here on counts nowhere */
+		leave_total(process);
+	} else {
+		check_alarms(process);
+	}
+	return 0;
 }
 
 /* x86: the number of the system call, or negative for what else came from user mode (arch/x86/include/asm/ptrace.h, orig_ax). */

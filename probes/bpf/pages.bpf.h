@@ -62,7 +62,7 @@ static __always_inline bool is_unfolded(struct rm_process *process, struct mm_st
 {
 	__s64 count;
 
-	if (!process->page_sample || process->limit_bytes || process->alarm_bytes[0] || process->memory != (__u64)mm || member >= MEMBERS)
+	if (!process->page_sample || process->limit_bytes || constants.alarm_bytes[0] || process->memory != (__u64)mm || member >= MEMBERS)
 		return false;
 	barrier_var(member); /* the compiler is not to leave out the mask, by which the verifier knows that it is small */
 	member &= MEMBERS - 1;

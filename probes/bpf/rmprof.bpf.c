@@ -128,6 +128,13 @@ int rss_stat(__u64 *ctx)
 	return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
 }
 
+/* Run by user space (look_at_alarms). */
+SEC("raw_tp")
+int alarms(__u64 *ctx)
+{
+	return look_at_alarms(ctx[0], ctx[1]);
+}
+
 /* Processes that nobody holds (include/trace/events/sched.h). */
 
 SEC("tp_btf/sched_process_fork")

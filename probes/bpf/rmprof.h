@@ -150,6 +150,9 @@ enum rm_process_flags {
 struct rm_constants {
 	rm_u32 cpus;  /* possible CPUs */
 	rm_u32 flags; /* bits of rm_process.flags that some process may have */
+	rm_u64 alarm_bytes[RM_ALARMS]; /* resident memory above which user space is told (--on-limit); 0: no alarm, nor after it */
+	rm_u32 alarms_of_growth; /* a bit an alarm: its bytes are what resident memory may grow by within a second */
+	rm_u32 alarms_of_total;  /* a bit an alarm: they are what all processes together may have resident */
 };
 
 /* Addresses from `start` up to `end`; start 0: none. */
@@ -211,11 +214,10 @@ struct rm_process {
 	rm_u32 limit_signal;
 	rm_u32 limit_state;        /* enum rm_limit_state */
 	rm_u32 page_sample;        /* of so many pages of its arenas one is counted, for all; 0: each is */
+	rm_u32 growth_of;          /* the id of whose growth growth_slot and the rest is; another's, or 0: it begins anew */
 	rm_s64 folded[4];          /* where pages are sampled: its resident counters, without what single CPUs have not told yet */
-	rm_u64 alarm_bytes[RM_ALARMS]; /* resident memory above which user space is told (--on-limit); 0: no alarm */
+	rm_s64 in_total;           /* its part of what all processes together have resident; 0 where no alarm is of that */
 	rm_u32 alarm_passed[RM_ALARMS]; /* 1: it was told, and resident memory has not been well below it since */
-	rm_u32 alarms_of_growth;   /* a bit an alarm: its bytes are what resident memory may grow by within a second */
-	rm_u32 growth_of;          /* the id of whose growth the following is; another's, or 0: it begins anew */
 	rm_u64 growth_slot;        /* RM_GROWTH_SLOTS of them are a second; the one of the last change of resident memory */
 	rm_s64 growth_last;        /* resident memory at that change */
 	rm_s64 growth_floor[RM_GROWTH_SLOTS]; /* by slot, modulo their number: the least resident memory in it */
@@ -474,7 +476,7 @@ struct rm_limit_event {
 	rm_u32 call;   /* enum rm_limit_call */
 	rm_u32 reason; /* enum rm_limit_refusal, the alarm, or the number of the thread that reached it */
 	rm_u64 bytes;  /* resident at that moment */
-	rm_u64 growth; /* of an alarm of growth: bytes more than the least of the last second */
+	rm_u64 measured; /* RM_LIMIT_ALARM: what was compared with the alarm's bytes */
 	rm_u64 thread; /* RM_LIMIT_REACHED: the PyThreadState of the thread */
 	rm_u32 in_call; /* the same: it was in a system call */
 	rm_u32 pad;

@@ -41,7 +41,7 @@ fn root_a_report_is_written_once_a_crossing() {
     for mode in ["pages", "heap"] {
         let mut target = Target::start(&any_python(), &program);
         let started =
-            Run::json_of(["attach", "--mode", mode, "--on-limit", "80=report", "--on-limit", "250:rss=report"])
+            Run::json_of(["attach", "--mode", mode, "--on-limit", "80=report", "--on-limit", "250:per-process=report"])
                 .word(target.pid())
                 .start_on(&target);
         target.step("grow");
@@ -60,6 +60,31 @@ fn root_a_report_is_written_once_a_crossing() {
         let causes: Vec<_> = ran.snapshots().iter().map(|report| report.0["snapshot"]["cause"].clone()).collect();
         assert_eq!(causes, ["limit", "limit", "limit"], "{mode}: {ran}");
         assert_eq!(ran.stderr_text().matches("above 80.000 MiB (--on-limit)").count(), 2, "{mode}: {ran}");
+    }
+}
+
+/// It need not change for that.
+#[test]
+fn root_what_is_above_when_measuring_begins_has_passed() {
+    if !root() {
+        return;
+    }
+    let (program, python) = (script("server.py", SERVER), any_python());
+    let own = format!("*{}*", program.path.display());
+    for mode in ["pages", "heap"] {
+        for command in ["attach", "system"] {
+            let mut target = Target::start(&python, &program);
+            target.step("grow");
+            let run = Run::json_of([command, "--mode", mode, "--on-limit", "80=report"]);
+            let run = if command == "attach" { run.word(target.pid()) } else { run.words(["--command", &own]) };
+            let started = run.start_on(&target);
+            eventually("the limit is passed", || started.snapshot(1).is_some());
+            target.step("grow");
+            started.signal(Signal::SIGINT);
+            let ran = started.end().expect(0);
+            assert_eq!(ran.snapshots().len(), 1, "{command} {mode}: {ran}");
+            target.end();
+        }
     }
 }
 

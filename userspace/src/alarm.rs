@@ -33,9 +33,11 @@ pub enum Measure {
     Resident,
     /// How much more it is than at the least within the last second.
     Growth,
+    /// What all processes that are measured have resident together.
+    Total,
 }
 
-/// One limit, of each process by itself.
+/// One limit, of each process by itself or of all together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarm {
     /// Of what.
@@ -58,10 +60,12 @@ pub enum Of {
 /// The limits as the kernel side compares them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alarms {
-    /// `rm_process.alarm_bytes`.
+    /// `rm_constants.alarm_bytes`.
     pub bytes: [u64; MOST],
-    /// `rm_process.alarms_of_growth`.
+    /// `rm_constants.alarms_of_growth`.
     pub of_growth: u32,
+    /// `rm_constants.alarms_of_total`.
+    pub of_total: u32,
 }
 
 impl Alarms {
@@ -71,6 +75,7 @@ impl Alarms {
         for (number, (bytes, alarm)) in all.bytes.iter_mut().zip(alarms).enumerate() {
             *bytes = alarm.bytes;
             all.of_growth |= u32::from(alarm.measure == Measure::Growth) << number;
+            all.of_total |= u32::from(alarm.measure == Measure::Total) << number;
         }
         all
     }
@@ -99,12 +104,14 @@ impl Alarm {
         let (limit, action) = text.split_once('=').ok_or_else(|| wrong("no action", form))?;
         let (mib, measure) = match limit.split_once(':') {
             None => (limit, Measure::Resident),
-            Some((mib, "rss" | "per-process")) => (mib, Measure::Resident),
+            Some((mib, "per-process")) => (mib, Measure::Resident),
+            Some((mib, "rss")) => (mib, Measure::Total),
             Some((mib, "growth/s")) => (mib, Measure::Growth),
             Some(_) => {
                 return Err(wrong(
                     "what follows the colon is not known",
-                    "rss and per-process are (what each process has resident), and growth/s (by how much that grows within a second)",
+                    "per-process is (what each process has resident, as without a word), rss (what all that are measured have together), and \
+                     growth/s (by how much a process grows within a second)",
                 ));
             }
         };
@@ -156,7 +163,7 @@ mod tests {
             ("10=stop", Of::Run, 10 << 20, Action::Stop),
             ("2=report", Of::Run, 2 << 20, Action::Report),
             ("2=exec true", Of::Run, 2 << 20, Action::Exec("true".to_owned())),
-            ("0.5:rss=report", Of::Watch, 1 << 19, Action::Report),
+            ("0.5:per-process=report", Of::Watch, 1 << 19, Action::Report),
             ("1:per-process=signal usr1", Of::Watch, 1 << 20, Action::Signal(Signal::SIGUSR1)),
             ("1=signal SIGTERM", Of::Run, 1 << 20, Action::Signal(Signal::SIGTERM)),
             ("1=exec a --b=c 'd e'", Of::Watch, 1 << 20, Action::Exec("a --b=c 'd e'".to_owned())),
@@ -166,8 +173,11 @@ mod tests {
         }
         let growth = one("3:growth/s=stop", Of::Watch).unwrap();
         assert_eq!(growth, Alarm { measure: Measure::Growth, bytes: 3 << 20, action: Action::Stop });
+        let total = one("4:rss=stop", Of::Watch).unwrap();
+        assert_eq!(total, Alarm { measure: Measure::Total, bytes: 4 << 20, action: Action::Stop });
         let resident = one("5=stop", Of::Watch).unwrap();
-        assert_eq!(Alarms::of(&[resident, growth]), Alarms { bytes: [5 << 20, 3 << 20, 0, 0], of_growth: 2 });
+        let expected = Alarms { bytes: [5 << 20, 3 << 20, 4 << 20, 0], of_growth: 2, of_total: 4 };
+        assert_eq!(Alarms::of(&[resident, growth, total]), expected);
     }
 
     #[test]

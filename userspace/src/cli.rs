@@ -155,9 +155,10 @@ pub struct RunArguments {
     /// After each stop, open it again when resident memory is MIB more [default: stop once]
     #[arg(long, value_name = "MIB", requires = "pdb_mmem", value_parser = mebibytes)]
     pub pdb_mmem_step: Option<u64>,
-    /// When what a process has resident passes MIB (`MIB:growth/s`: grows by more than that within a second): report (one of all so far),
-    /// stop, exec CMD (with `RMPROF_PID` and `RMPROF_REPORT`), signal NAME, or exit CODE, which kills the program (up to four limits)
-    #[arg(long, value_name = "MIB[:growth/s]=ACTION")]
+    /// When what a process has resident passes MIB (`MIB:rss`: what all have together; `MIB:growth/s`: when it grows by more than that within
+    /// a second): report (one of all so far), stop, exec CMD (with `RMPROF_PID` and `RMPROF_REPORT`), signal NAME, or exit CODE, which kills
+    /// all that was started (up to four limits)
+    #[arg(long, value_name = "MIB[:rss|growth/s]=ACTION")]
     pub on_limit: Vec<String>,
     /// Under sudo: run the program as root, not as the user who called
     #[arg(long)]
@@ -212,9 +213,10 @@ pub struct WatchArguments {
     /// Only to say why not
     #[arg(long, value_name = "BYTES", value_parser = sample_bytes, hide = true)]
     pub sample: Option<NonZeroU64>,
-    /// When what a process has resident passes MIB (`MIB:growth/s`: grows by more than that within a second): report (one of all so far, as
-    /// with --interval), stop, exec CMD (with `RMPROF_PID` and `RMPROF_REPORT`), or signal NAME (up to four limits)
-    #[arg(long, value_name = "MIB[:growth/s]=ACTION")]
+    /// When what a process has resident passes MIB (`MIB:rss`: what all have together; `MIB:growth/s`: when it grows by more than that within
+    /// a second): report (one of all so far, as with --interval), stop, exec CMD (with `RMPROF_PID` and `RMPROF_REPORT`), or signal NAME
+    /// (up to four limits)
+    #[arg(long, value_name = "MIB[:rss|growth/s]=ACTION")]
     pub on_limit: Vec<String>,
     /// The library that loads the probes, where this program was built with more than one
     #[arg(long, hide = true, value_parser = loader)]

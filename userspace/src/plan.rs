@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::alarm::{Alarm, Of};
+use crate::alarm::{Alarm, Alarms, Of};
 use crate::cli::{
     AttachArguments, AttachModeArgument, CheckArguments, ModeArgument, ProbesArgument, ReportArguments, RunArguments,
     SystemArguments, WatchArguments,
@@ -47,8 +47,8 @@ impl ReportPlan {
     }
 
     /// What the probes are to do; `follow`: of processes that nobody holds.
-    pub fn wanted(&self, follow: Follow) -> Wanted {
-        Wanted { mode: self.mode, native: self.native(), follow, limit: false }
+    pub fn wanted(&self, follow: Follow, alarms: &[Alarm]) -> Wanted {
+        Wanted { mode: self.mode, native: self.native(), follow, limit: false, alarms: Alarms::of(alarms) }
     }
 
     /// Has blocks sampled, and the error of an increment shown beside it.

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rmprof_probes::abi;
@@ -97,6 +97,8 @@ pub struct Attacher {
     pub(super) other_programs: Map,
     pub(super) memories: Map,
     pub(super) next_limits: Map,
+    /// Told of who begins and ends; nothing where no limits are told.
+    pub(super) alarms: Option<OwnedFd>,
     pub(super) arenas: Arc<Map>,
 }
 
@@ -148,7 +150,14 @@ impl Attacher {
     /// # Errors
     /// When the table is full.
     pub fn watch(&self, pid: u32, process: &abi::rm_process) -> io::Result<()> {
-        self.processes.update(&pid.to_ne_bytes(), bytes_of(process))
+        self.processes.update(&pid.to_ne_bytes(), bytes_of(process))?;
+        self.look_at_alarms(pid, false)
+    }
+
+    /// What the process has resident counts from now on, or (`leaves`) does not any more.
+    fn look_at_alarms(&self, pid: u32, leaves: bool) -> io::Result<()> {
+        let Some(program) = &self.alarms else { return Ok(()) };
+        bpf::run(program.as_fd(), &[u64::from(pid), u64::from(leaves)]).map(drop)
     }
 
     /// What is known of a watched process now.
@@ -160,6 +169,8 @@ impl Attacher {
     /// Ends the watch and returns the last state.
     pub fn forget(&self, pid: u32) -> Option<abi::rm_process> {
         let last = self.watched(pid)?;
+        // A program that was loaded can be run.
+        let _ = self.look_at_alarms(pid, true);
         // Gone already is as good: both entries are ours alone.
         let _ = self.processes.delete(&pid.to_ne_bytes());
         let memory = last.memory.to_ne_bytes();

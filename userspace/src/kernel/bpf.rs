@@ -183,10 +183,14 @@ struct TestRun {
     context: [u64; 2],
 }
 
-/// Runs a program once, without input, and returns what it returns.
-pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
+/// Runs a program once, with these arguments, and returns what it returns.
+pub(super) fn run(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<u32> {
     let mut attributes = TestRun { program: program.as_raw_fd().cast_unsigned(), ..Default::default() };
-    // SAFETY: what the command expects, without addresses.
+    if !arguments.is_empty() {
+        attributes.context_sizes[0] = size_of_val(arguments) as u32;
+        attributes.context[0] = arguments.as_ptr().addr() as u64;
+    }
+    // SAFETY: what the command expects; the only address is of arguments, with their size.
     checked(unsafe { call(Command::ProgramTestRun, &mut attributes) })?;
     Ok(attributes.result)
 }

@@ -140,8 +140,8 @@ pub enum LimitNews {
         alarm: usize,
         /// Resident bytes at that moment.
         bytes: u64,
-        /// Of an alarm of growth: bytes more than at the least within the last second.
-        growth: u64,
+        /// Bytes that were compared with it.
+        measured: u64,
     },
 }
 
@@ -302,7 +302,8 @@ pub fn parse(record: &[u8]) -> Option<Event> {
                     bytes: limit.bytes,
                 },
                 abi::RM_LIMIT_ALARM => {
-                    LimitNews::Passed { alarm: limit.reason.try_into().ok()?, bytes: limit.bytes, growth: limit.growth }
+                    let alarm = limit.reason.try_into().ok()?;
+                    LimitNews::Passed { alarm, bytes: limit.bytes, measured: limit.measured }
                 }
                 _ => return None,
             };

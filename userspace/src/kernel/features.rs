@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::backend::{Loader, MapKind};
 use super::load::{Follow, How, Kernel, Mode, Wanted};
+use crate::alarm::Alarms;
 
 /// A feature, whether it is there, and what to do when it is not.
 #[derive(Clone, Debug)]
@@ -113,7 +114,7 @@ fn names(btf: &[u8]) -> Option<HashSet<&[u8]>> {
 }
 
 fn loads(name: &'static str, mode: Mode) -> Answer {
-    let wanted = Wanted { mode, native: true, follow: Follow::Nobody, limit: false };
+    let wanted = Wanted { mode, native: true, follow: Follow::Nobody, limit: false, alarms: Alarms::default() };
     let found = match Kernel::load(wanted, How::default()) {
         Ok((kernel, _, _)) => {
             let by = Loader::default().name();

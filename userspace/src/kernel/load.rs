@@ -15,6 +15,7 @@ use super::counters::{FAULT_RECURSION_MISSES, RECURSION_MISSES};
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
 use super::map::possible_cpus;
+use crate::alarm::Alarms;
 use crate::target::orphans;
 
 /// What is counted.
@@ -180,6 +181,8 @@ pub struct Wanted {
     pub follow: Follow,
     /// The debugger is to open when resident memory passes a limit.
     pub limit: bool,
+    /// Limits of resident memory that are told.
+    pub alarms: Alarms,
 }
 
 /// How the probes get into the kernel and to their places.
@@ -205,8 +208,13 @@ pub enum Follow {
 fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
     let heap = what.mode.counts_blocks();
     match name {
-        "sched_process_fork" | "sched_process_exit" => what.follow != Follow::Nobody,
-        "sched_process_exec" => what.follow == Follow::Watched,
+        "sched_process_fork" => what.follow != Follow::Nobody,
+        // They take the memory of a process that somebody holds from the sum of all.
+        "sched_process_exit" => what.follow != Follow::Nobody || what.alarms.of_total != 0,
+        "sched_process_exec" => {
+            what.follow == Follow::Watched || what.follow == Follow::Nobody && what.alarms.of_total != 0
+        }
+        "alarms" => what.alarms != Alarms::default(),
         "machine_exec" => what.follow == Follow::Everybody,
         "limit_sys_exit" => what.limit,
         "heap_session" => heap && rung == Rung::Session,
@@ -247,7 +255,13 @@ fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
         wanted: &|name| wanted(name, what, rung),
         tracepoints: TRACEPOINTS,
         entries: &entries,
-        constants: abi::rm_constants { cpus, flags: flags(what) },
+        constants: abi::rm_constants {
+            cpus,
+            flags: flags(what),
+            alarm_bytes: what.alarms.bytes,
+            alarms_of_growth: what.alarms.of_growth,
+            alarms_of_total: what.alarms.of_total,
+        },
         rings: &["events", "residents", "natives"],
     })
 }
@@ -296,6 +310,7 @@ fn assemble(
         other_programs: loaded.take_map("other_programs")?,
         memories: loaded.take_map("memories")?,
         next_limits: loaded.take_map("next_limits")?,
+        alarms: wanted("alarms", what, rung).then(|| loaded.take_program("alarms")).transpose()?,
         arenas: Arc::new(loaded.take_map("arenas")?),
     };
     let maps = Maps {
@@ -309,7 +324,7 @@ fn assemble(
         codes: loaded.take_map("codes")?,
         arenas: Arc::clone(&attacher.arenas),
     };
-    let measured = bpf::run(loaded.program("measure_cpus")?).map_err(|error| {
+    let measured = bpf::run(loaded.program("measure_cpus")?, &[]).map_err(|error| {
         LoadError::refused(&format!("measure_cpus cannot be run: {error}"), "", error.raw_os_error())
     })?;
     if measured != 0 {

@@ -36,15 +36,20 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
         };
         let pid = image.birth.pid;
         let mib = |bytes: u64| mib(bytes.into(), 3);
+        let (measured, limit) = (mib(passed.measured), mib(alarm.bytes));
         let about = match alarm.measure {
-            Measure::Resident => {
-                format!("process {pid}: {} resident, above {} (--on-limit)", mib(passed.bytes), mib(alarm.bytes))
+            Measure::Resident => format!("process {pid}: {measured} resident, above {limit} (--on-limit)"),
+            Measure::Growth => {
+                format!("process {pid}: {measured} more resident within a second, above {limit} (--on-limit)")
             }
-            Measure::Growth => format!(
-                "process {pid}: {} more resident within a second, above {} (--on-limit)",
-                mib(passed.growth),
-                mib(alarm.bytes)
-            ),
+            Measure::Total => {
+                let who = match collector.images.values().filter(|image| image.death.is_none()).count() {
+                    0 | 1 => "one process".to_owned(),
+                    count => format!("{count} processes together"),
+                };
+                let own = mib(passed.bytes);
+                format!("{who}: {measured} resident, above {limit} (--on-limit), passed by process {pid} with {own}")
+            }
         };
         match &alarm.action {
             Action::Report => {
@@ -53,20 +58,20 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
             }
             Action::Exec(command) => {
                 say(&format!("{about}: the command is run"));
-                let growth = (alarm.measure == Measure::Growth).then_some(passed.growth);
+                let measured = (alarm.measure != Measure::Resident).then_some((alarm.measure, passed.measured));
                 let (alarm, text) = (passed.alarm, command.clone());
-                todo.commands.push(Wanted { alarm, text, pid, bytes: passed.bytes, growth });
+                todo.commands.push(Wanted { alarm, text, pid, bytes: passed.bytes, measured });
             }
             Action::Stop => {
                 if send(image, Signal::SIGSTOP, &about) {
                     say(&format!(
-                        "{about}: stopped\nhint: `kill -CONT {pid}` lets it go on, `kill -KILL {pid}` ends it"
+                        "{about}: process {pid} is stopped\nhint: `kill -CONT {pid}` lets it go on, `kill -KILL {pid}` ends it"
                     ));
                 }
             }
             Action::Signal(signal) => {
                 if send(image, *signal, &about) {
-                    say(&format!("{about}: {signal} was sent"));
+                    say(&format!("{about}: process {pid} was sent {signal}"));
                 }
             }
             Action::Exit(code) => {

@@ -102,11 +102,11 @@ fn begin(
     let credentials = credentials::of_caller(false)?;
     let checks = Checked::read(&plan.report, credentials.as_ref())?;
     let outlet = Outlet::open(&plan.report, credentials)?;
-    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(follow), plan.how)?;
+    let (kernel, attacher, drain) = Kernel::load(plan.report.wanted(follow, &plan.alarms), plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, messages) = tokio::sync::mpsc::unbounded_channel();
     let hold = Hold::of_followed(Arc::clone(&attacher), (plan.report.mode, plan.report.native()), sender);
-    let hold = hold.with_alarms(&plan.alarms).with_debugger(debugger);
+    let hold = hold.with_debugger(debugger);
     let follower = Follower::new(hold, scope);
     let collector = Collector::default();
     let commands = Commands::default();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::say;
-use crate::alarm::MOST;
+use crate::alarm::{MOST, Measure};
 use crate::target::credentials::{self, Credentials};
 use crate::target::spawn;
 
@@ -22,8 +22,8 @@ pub(super) struct Wanted {
     pub pid: nix::unistd::Pid,
     /// Bytes it had resident then.
     pub bytes: u64,
-    /// How many more than at the least within the last second, where that was the limit.
-    pub growth: Option<u64>,
+    /// Bytes that passed the limit, where it is of something else.
+    pub measured: Option<(Measure, u64)>,
 }
 
 /// Those that were begun. Nobody waits for them at our end.
@@ -66,12 +66,12 @@ impl Commands {
 
 fn start(wanted: &Wanted, report: Option<&Path>, credentials: Option<&Credentials>) -> io::Result<Child> {
     let mut environment = credentials::environment(credentials);
-    environment.retain(|(name, _)| name != "RMPROF_REPORT" && name != "RMPROF_GROWTH");
+    environment.retain(|(name, _)| name != "RMPROF_REPORT" && name != "RMPROF_GROWTH" && name != "RMPROF_TOTAL");
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(&wanted.text).env_clear().envs(environment);
     command.env("RMPROF_PID", wanted.pid.to_string()).env("RMPROF_RESIDENT", wanted.bytes.to_string());
-    if let Some(growth) = wanted.growth {
-        command.env("RMPROF_GROWTH", growth.to_string());
+    if let Some((measure, bytes)) = wanted.measured {
+        command.env(if measure == Measure::Total { "RMPROF_TOTAL" } else { "RMPROF_GROWTH" }, bytes.to_string());
     }
     if let Some(report) = report {
         command.env("RMPROF_REPORT", std::path::absolute(report)?);

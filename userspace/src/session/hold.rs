@@ -19,7 +19,6 @@ use super::image::{Birth, Death, End};
 use super::modules::{self, Libraries, Modules};
 use super::recipe;
 use super::sources::Script;
-use crate::alarm::{Alarm, Alarms};
 use crate::kernel::{Attacher, Links, Mode, ProbePoint};
 use crate::launch::Shim;
 use crate::ledger::ProcessId;
@@ -82,8 +81,6 @@ pub struct Hold {
     limit: Option<DebuggerPlan>,
     /// Bytes between two that are sampled, in the mean, where a process counts its blocks itself.
     sample: Option<NonZeroU64>,
-    /// Resident memory of each process at which the collector is told.
-    alarms: Alarms,
     pods: Pods,
     /// Nobody holds its processes.
     followed: bool,
@@ -136,7 +133,6 @@ impl Hold {
             last_id: 0,
             limit,
             sample: None,
-            alarms: Alarms::default(),
             pods: Pods::default(),
             followed: false,
             outlived: false,
@@ -152,13 +148,6 @@ impl Hold {
     /// Has blocks sampled in processes that count them themselves.
     pub fn sampling(self, sample: Option<NonZeroU64>) -> Self {
         Self { sample, ..self }
-    }
-
-    /// The collector is told when a process passes one of these.
-    #[must_use]
-    pub fn with_alarms(mut self, alarms: &[Alarm]) -> Self {
-        self.alarms = Alarms::of(alarms);
-        self
     }
 
     /// The debugger is to be opened in its processes, which nobody holds, from outside.
@@ -471,7 +460,6 @@ impl Hold {
         if let Some(limit) = self.limit {
             (process.limit_bytes, process.limit_step) = (limit.bytes, limit.step.unwrap_or(0));
         }
-        (process.alarm_bytes, process.alarms_of_growth) = (self.alarms.bytes, self.alarms.of_growth);
         seed_resident(&mut process, pid);
         process
     }

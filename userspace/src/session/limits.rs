@@ -56,15 +56,17 @@ pub struct Passed {
     pub(super) alarm: usize,
     /// Resident bytes at that moment.
     pub(super) bytes: u64,
-    /// How many more than at the least within the last second; of an alarm of growth.
-    pub(super) growth: u64,
+    /// Bytes that were compared with it: these, by how many they have grown, or what all processes have together.
+    pub(super) measured: u64,
 }
 
 impl Limits {
     /// Takes one piece of news, and says what the person has to know.
     pub(super) fn hear(&mut self, process: ProcessId, news: LimitNews, images: &BTreeMap<ProcessId, Image>) {
         match news {
-            LimitNews::Passed { alarm, bytes, growth } => self.passed.push(Passed { process, alarm, bytes, growth }),
+            LimitNews::Passed { alarm, bytes, measured } => {
+                self.passed.push(Passed { process, alarm, bytes, measured });
+            }
             LimitNews::Reached { thread, state, in_call, bytes } => {
                 self.reached.push(Reached { process, thread, state, in_call, bytes });
             }

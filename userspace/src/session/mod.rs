@@ -160,7 +160,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         }
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
-    let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(Follow::Nobody) };
+    let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(Follow::Nobody, &plan.alarms) };
     let (kernel, attacher, drain) = Kernel::load(wanted, plan.how)?;
     let attacher = Arc::new(attacher);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -173,8 +173,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         credentials.clone().map(Arc::new),
         plan.debugger,
     )
-    .sampling(plan.report.sample)
-    .with_alarms(&plan.alarms);
+    .sampling(plan.report.sample);
     let command = command(plan, credentials, shim.as_ref());
     let ending = Ending::default();
     let asked = ending.clone();

@@ -29,7 +29,7 @@ impl Watcher for Hold {
         let tally = self.tally_of_fork(child, held.tally.as_deref());
         let from = process.id;
         process.id = self.next_id().0;
-        process.memory = 0;
+        (process.memory, process.in_total) = (0, 0);
         // It has its parent's terminal, where the debugger may be at work.
         process.limit_bytes = 0;
         // The library tells where it is, at its first event.
