@@ -21,6 +21,9 @@ pub struct Arguments {
     /// The Python
     #[arg(long, default_value = "python3")]
     python: PathBuf,
+    /// Only the events whose name has this in it
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 /// Calls between the module and the work, where frames are to be told from the rest.
@@ -89,6 +92,40 @@ const CASES: &[Case] = &[
         count: PAGES,
         programs: OF_PAGES,
     },
+    // The limits are none that it reaches.
+    Case {
+        name: "page, pages mode, a limit",
+        options: &["--mode", "pages", "--on-limit", "90000=report"],
+        work: "pages",
+        depth: 0,
+        count: PAGES,
+        programs: OF_PAGES,
+    },
+    Case {
+        name: "page, pages mode, of all kinds",
+        options: &[
+            "--mode",
+            "pages",
+            "--on-limit",
+            "90000=report",
+            "--on-limit",
+            "90000:rss=report",
+            "--on-limit",
+            "90000:growth/s=report",
+        ],
+        work: "pages",
+        depth: 0,
+        count: PAGES,
+        programs: OF_PAGES,
+    },
+    Case {
+        name: "page, pages mode, --pdb-mmem",
+        options: &["--mode", "pages", "--pdb-mmem", "90000"],
+        work: "pages",
+        depth: 0,
+        count: PAGES,
+        programs: OF_PAGES,
+    },
 ];
 
 /// Measures and prints.
@@ -96,8 +133,11 @@ const CASES: &[Case] = &[
 /// # Errors
 /// No rights, or a program that did not run.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let pieces = pieces::measure(arguments.runs)?;
-    println!("Pieces of a probe, each by itself, ns:");
+    let is_asked = |case: &&Case| arguments.only.as_ref().is_none_or(|text| case.name.contains(text));
+    let pieces = if arguments.only.is_none() { pieces::measure(arguments.runs)? } else { Vec::new() };
+    if !pieces.is_empty() {
+        println!("Pieces of a probe, each by itself, ns:");
+    }
     for piece in &pieces {
         println!("  {:<60} {:>8.1}", piece.what, piece.nanoseconds);
     }
@@ -105,12 +145,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     println!("\nA malloc with its free, or a page that becomes resident, ns:");
     println!("  {:<30} {:>8} {:>8}   in the probes", "", "bare", "more");
     let mut costs = Vec::new();
-    for case in CASES {
+    for case in CASES.iter().filter(is_asked) {
         let cost = target.measure(case, arguments.runs)?;
         print(case, &cost);
         costs.push(cost);
     }
-    if let [tally, tally_deep, _, trapped, trapped_deep, returned, ..] = &costs[..] {
+    if arguments.only.is_none()
+        && let [tally, tally_deep, _, trapped, trapped_deep, returned, ..] = &costs[..]
+    {
         derive(&pieces, [tally, tally_deep], [trapped, trapped_deep, returned]);
     }
     Ok(())
