@@ -32,20 +32,24 @@ serve()
 ";
 const ANSWER: &str = "20 19 None";
 
-/// Those that let a debugger in (PEP 768), debug builds too.
-fn pythons() -> Vec<Python> {
-    let mut found = every_build();
+/// Those that let a debugger in (PEP 768), debug builds too, and the server. Without root there is nothing to be done with them.
+fn each() -> (Vec<Python>, Script) {
+    let mut found = if root() { every_build() } else { Vec::new() };
     found.retain(|python| python.version.0 >= 14);
-    found
+    (found, script("server.py", SERVER))
 }
 
-/// The newest of them; `None`: there is none on this machine.
-fn newest() -> Option<Python> {
+/// The newest of them, and this program. `None`: there is none on this machine, or we are not root.
+fn newest_with(name: &str, text: &str) -> Option<(Python, Script)> {
     let found = supported_pythons().into_iter().rfind(|python| python.version.0 >= 14);
     if found.is_none() {
         println!("NOT RUN: there is no CPython 3.14 or later");
     }
-    found
+    found.filter(|_| root()).map(|python| (python, script(name, text)))
+}
+
+fn newest() -> Option<(Python, Script)> {
+    newest_with("server.py", SERVER)
 }
 
 fn attach(targets: &[&Target], options: &[&str]) -> Terminal {
@@ -79,15 +83,12 @@ fn increment(shown: &str, text: &str) -> f64 {
 
 #[test]
 fn root_it_stops_on_the_users_own_line_and_goes_on() {
-    if !root() {
-        return;
-    }
-    let program = script("server.py", SERVER);
+    let (pythons, program) = each();
     // pdb must not load these.
     for name in ["pdb.py", "bdb.py", "socket.py", "asyncio.py", "_socket.py"] {
         program.beside(name, "raise SystemExit('the wrong module')\n");
     }
-    for python in pythons() {
+    for python in pythons {
         let (mut target, mut terminal, shown) = stopped(&python, &program, &[]);
         let version = python.version_text();
         assert!(shown.contains(&format!("Process {}: ", target.pid())), "{version}: {shown}");
@@ -135,11 +136,8 @@ fn root_it_stops_on_the_users_own_line_and_goes_on() {
 /// A service is not ended by a debugger that was looked in with.
 #[test]
 fn root_however_the_talk_ends_the_program_goes_on() {
-    if !root() {
-        return;
-    }
-    let program = script("server.py", SERVER);
-    for python in pythons() {
+    let (pythons, program) = each();
+    for python in pythons {
         for how in ["quit", "Ctrl-D", "Ctrl-C", "kill", "hang up"] {
             let (mut target, mut terminal, _) = stopped(&python, &program, &["--pdb-mmem-step", "20000"]);
             let what = format!("{how} {}", python.version_text());
@@ -166,11 +164,7 @@ fn root_however_the_talk_ends_the_program_goes_on() {
 
 #[test]
 fn root_its_folder_is_there_for_as_long_as_we_are() {
-    if !root() {
-        return;
-    }
-    let Some(python) = newest() else { return };
-    let program = script("server.py", SERVER);
+    let Some((python, program)) = newest() else { return };
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let target = Target::start(&python, &program);
         let terminal = attach(&[&target], &[]);
@@ -189,11 +183,7 @@ fn root_its_folder_is_there_for_as_long_as_we_are() {
 
 #[test]
 fn root_it_opens_again_after_a_step() {
-    if !root() {
-        return;
-    }
-    let Some(python) = newest() else { return };
-    let program = script("server.py", SERVER);
+    let Some((python, program)) = newest() else { return };
     // 200 MB in all: there is room for one more stop.
     let (mut target, mut terminal, _) = stopped(&python, &program, &["--pdb-mmem-step", "100"]);
     let mut counts: Vec<i32> = Vec::new();
@@ -213,11 +203,7 @@ fn root_it_opens_again_after_a_step() {
 /// The second has stopped too, and waits for its turn.
 #[test]
 fn root_one_at_a_time() {
-    if !root() {
-        return;
-    }
-    let Some(python) = newest() else { return };
-    let program = script("server.py", SERVER);
+    let Some((python, program)) = newest() else { return };
     let mut targets = [Target::start(&python, &program), Target::start(&python, &program)];
     let mut terminal = attach(&[&targets[0], &targets[1]], &[]);
     targets[0].send("20");
@@ -267,11 +253,7 @@ print(got >> 20, sys.gettrace(), flush=True)
 /// What a thread was asked that does not look is taken back.
 #[test]
 fn root_a_thread_that_never_looks_is_left_as_it_was() {
-    if !root() {
-        return;
-    }
-    let Some(python) = newest() else { return };
-    let program = script("receiver.py", RECEIVER);
+    let Some((python, program)) = newest_with("receiver.py", RECEIVER) else { return };
     for waits in [true, false] {
         let mut target = Target::of(Command::new(&python.path).arg(&program.path).stderr(Stdio::piped()));
         let mut terminal = attach(&[&target], &["--no-children", "--on-limit", "95=report"]);
@@ -346,11 +328,7 @@ fn root_what_is_not_possible_is_refused_at_once() {
 /// The script is put where the process itself sees it, and read with its rights.
 #[test]
 fn root_in_other_namespaces_and_of_other_users() {
-    if !root() {
-        return;
-    }
-    let Some(python) = newest() else { return };
-    let program = script("server.py", SERVER);
+    let Some((python, program)) = newest() else { return };
     let hidden = "mount -t tmpfs none /run && mount -t tmpfs none /dev/shm && mount -t proc proc /proc && exec \"$@\"";
     let shell = ["sh", "-c", hidden, "sh"];
     for before in [

@@ -1,15 +1,19 @@
 //! A program that passes the limit at places chosen by chance does what it does bare, each time. `RMPROF_PDB_RUNS` says how often with
 //! each Python; `RMPROF_SEED` begins elsewhere.
 
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
 
-use crate::common::{Run, finish, root, script, supported_pythons};
+use crate::common::{Python, Ran, Run, Script, Target, finish, root, script, supported_pythons};
 
 const RUNS: u64 = 3;
 
 const PROGRAM: &str = r#"
 import hashlib, json, random, sys, threading, zlib
 
+if sys.argv[3:] == ["waits"]:
+    print("ready", flush=True)
+    sys.stdin.readline()
 chance = random.Random(int(sys.argv[1]))
 digest = hashlib.sha256()
 kept = []
@@ -99,41 +103,113 @@ with open(sys.argv[2], "w") as out:
     out.write(digest.hexdigest())
 with open("/proc/self/status") as status:
     sizes = [line.split()[1] for line in status if line.startswith("VmHWM")]
-if sys.argv[3:]:
+if sys.argv[3:] == ["tell"]:
     print(*sizes)
 sys.exit(int(digest.hexdigest(), 16) % 100)
 "#;
+
+/// So many with each Python, from this seed on.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (runs, first) = (number("RMPROF_PDB_RUNS").unwrap_or(RUNS), number("RMPROF_SEED").unwrap_or(0));
+    first..first + runs
+}
+
+/// The program with one seed, bare, and the limit that it is given under us.
+struct Chance<'p> {
+    program: &'p Script,
+    seed: String,
+    limit: String,
+    bare: Ran,
+    who: String,
+}
+
+impl<'p> Chance<'p> {
+    fn of(python: &Python, program: &'p Script, seed: u64) -> Self {
+        let seed_text = seed.to_string();
+        let mut command = Command::new(&python.path);
+        let out = program.directory().join("bare");
+        let bare = finish(command.args([program.path.as_os_str(), seed_text.as_ref(), out.as_ref(), "tell".as_ref()]));
+        let peak = bare.stdout_text().trim().parse::<u64>().unwrap() >> 10;
+        // Somewhere between what the interpreter takes and the most.
+        let limit = 9 + seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) % peak.saturating_sub(9).max(1);
+        let who = format!("{} RMPROF_SEED={seed} --pdb-mmem {limit}", python.path.display());
+        Self { program, seed: seed_text, limit: limit.to_string(), bare, who }
+    }
+
+    /// Where the program writes what it came to under us.
+    fn ours(&self) -> PathBuf {
+        self.program.directory().join("ours")
+    }
+
+    /// It came to the same.
+    fn check(self, status: ExitStatus, shown: &str) {
+        let text = |name: &str| std::fs::read_to_string(self.program.directory().join(name));
+        let (who, ours) = (self.who, text("ours").unwrap_or_default());
+        assert_eq!(status.code(), self.bare.status.code(), "{who}\n{shown}");
+        assert_eq!(ours, text("bare").unwrap(), "{who}\n{shown}");
+        std::fs::remove_file(self.program.directory().join("ours")).unwrap();
+    }
+}
 
 #[test]
 fn root_the_program_does_what_it_does_bare() {
     if !root() {
         return;
     }
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let (runs, first) = (number("RMPROF_PDB_RUNS").unwrap_or(RUNS), number("RMPROF_SEED").unwrap_or(0));
     let program = script("chance.py", PROGRAM);
-    let file = |name: &str| program.directory().join(name);
     let mut stops = 0;
     for python in supported_pythons() {
-        for seed in first..first + runs {
-            let seed_text = seed.to_string();
-            let bare =
-                finish(Command::new(&python.path).arg(&program.path).arg(&seed_text).arg(file("bare")).arg("tell"));
-            let peak = bare.stdout_text().trim().parse::<u64>().unwrap() >> 10;
-            // Somewhere between what the interpreter takes and the most.
-            let limit = 9 + seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) % peak.saturating_sub(9).max(1);
-            let run = Run::new(["--pdb-mmem", &limit.to_string(), "-o", "/dev/null"]).word(&python.path);
-            let mut terminal = run.word(&program.path).word(&seed_text).word(file("ours")).in_terminal();
+        for seed in seeds() {
+            let chance = Chance::of(&python, &program, seed);
+            let run = Run::new(["--pdb-mmem", &chance.limit, "-o", "/dev/null"]).word(&python.path);
+            let mut terminal = run.word(&program.path).word(&chance.seed).word(chance.ours()).in_terminal();
             while terminal.expect_or_end("(Pdb) ") {
                 stops += 1;
                 terminal.send("c");
             }
             let (status, shown) = terminal.end();
-            let who = format!("{} RMPROF_SEED={seed} --pdb-mmem {limit}\n{shown}", python.path.display());
-            assert_eq!(status.code(), bare.status.code(), "{who}");
-            let text = |name: &str| std::fs::read_to_string(file(name)).unwrap();
-            assert_eq!(text("ours"), text("bare"), "{who}");
-            std::fs::remove_file(file("ours")).unwrap();
+            chance.check(status, &shown);
+        }
+    }
+    assert!(stops > 0, "the debugger never opened");
+    println!("{stops} stops");
+}
+
+/// The same of one that runs already, where that can be (3.14): once or over and over, with some lines step by step.
+#[test]
+fn root_attached_it_does_what_it_does_bare() {
+    if !root() {
+        return;
+    }
+    let program = script("chance.py", PROGRAM);
+    let mut pythons = supported_pythons();
+    pythons.retain(|python| python.version.0 >= 14);
+    if pythons.is_empty() {
+        println!("NOT RUN: there is no CPython 3.14 or later");
+        return;
+    }
+    let mut stops = 0;
+    for python in pythons {
+        for seed in seeds() {
+            let chance = Chance::of(&python, &program, seed);
+            let mut command = Command::new(&python.path);
+            command.arg(&program.path).arg(&chance.seed).arg(chance.ours()).arg("waits");
+            let mut target = Target::of(&mut command);
+            let again = if seed % 2 == 1 { &["--pdb-mmem-step", "4"][..] } else { &[] };
+            let run = Run::new(["attach", "-o", "/dev/null", "--pdb-mmem", &chance.limit]).words(again);
+            let mut terminal = run.word(target.pid()).in_terminal();
+            terminal.expect("Ctrl-C writes the report");
+            target.send("go");
+            let mut by_step = ["n", "s", "n", "c"].into_iter().cycle();
+            while terminal.expect_or_end("(Pdb) ") {
+                stops += 1;
+                terminal.send(if seed % 3 == 0 { "c" } else { by_step.next().unwrap() });
+            }
+            let status = target.status();
+            let (ours, shown) = terminal.end();
+            assert_eq!(ours.code(), Some(0), "{shown}");
+            chance.check(status, &shown);
         }
     }
     assert!(stops > 0, "the debugger never opened");
