@@ -63,6 +63,21 @@ fn root_a_report_is_written_once_a_crossing() {
     }
 }
 
+/// Nothing is written beside a device.
+#[test]
+fn root_reports_go_into_a_device_that_was_named() {
+    if !root() {
+        return;
+    }
+    let program = script("grows.py", "kept = [bytearray(100 << 20)]\n");
+    let run = Run::new(["--format", "json", "--output", "/dev/stderr", "--on-limit", "80=report"]);
+    let ran = run.word(&any_python().path).word(&program.path).run().expect(0);
+    let said = ran.stderr_text();
+    let reports: Vec<_> = said.lines().filter(|line| line.starts_with('{')).collect();
+    assert!(reports[0].contains("\"cause\":\"limit\"") && said.matches("\"schema\"").count() == 2, "{ran}");
+    assert!(!std::path::Path::new("/dev/stderr.0001").exists());
+}
+
 /// It need not change for that.
 #[test]
 fn root_what_is_above_when_measuring_begins_has_passed() {

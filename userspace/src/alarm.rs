@@ -98,7 +98,10 @@ impl Alarm {
 
     fn parse(text: &str, of: Of) -> Result<Self, OptionError> {
         let wrong = |why: &str, hint: &str| {
-            OptionError::new(format!("--on-limit '{}': {why}", crate::report::escape(text)), hint.to_owned())
+            OptionError::new(
+                crate::report::escape(&format!("--on-limit '{text}': {why}")).into_owned(),
+                hint.to_owned(),
+            )
         };
         let form = "write MIB=ACTION, such as 500=stop";
         let (limit, action) = text.split_once('=').ok_or_else(|| wrong("no action", form))?;
@@ -107,42 +110,56 @@ impl Alarm {
             Some((mib, "per-process")) => (mib, Measure::Resident),
             Some((mib, "rss")) => (mib, Measure::Total),
             Some((mib, "growth/s")) => (mib, Measure::Growth),
-            Some(_) => {
+            Some((_, word)) => {
                 return Err(wrong(
-                    "what follows the colon is not known",
+                    &format!("'{word}' is no kind of limit"),
                     "per-process is (what each process has resident, as without a word), rss (what all that are measured have together), and \
                      growth/s (by how much a process grows within a second)",
                 ));
             }
         };
-        let bytes = mebibytes(mib).map_err(|why| wrong(&why, form))?;
+        let bytes = mebibytes(mib.trim()).map_err(|why| wrong(&why, form))?;
+        let action = action.trim();
         let (word, rest) = action.split_once(' ').map_or((action, None), |(word, rest)| (word, Some(rest.trim())));
+        let lacks = |what: &str, example: &str| wrong(&format!("{word} lacks {what}"), &format!("write MIB={example}"));
         let action = match (word, rest, of) {
-            ("report", None, _) => Action::Report,
-            ("stop", None, _) => Action::Stop,
-            ("exec", Some(command), _) if !command.is_empty() => Action::Exec(command.to_owned()),
-            ("signal", Some(name), _) => Action::Signal(
-                signal(name).ok_or_else(|| wrong("no such signal", "write its name, such as USR1 or SIGTERM"))?,
-            ),
-            ("exit", Some(code), Of::Run) => {
-                Action::Exit(code.parse().map_err(|_| wrong("no exit status", "write a number from 0 to 255"))?)
-            }
             ("exit", _, Of::Watch) => {
                 return Err(wrong("exit is an action of run", "signal TERM ends a process that runs already"));
             }
+            ("report", None, _) => Action::Report,
+            ("stop", None, _) => Action::Stop,
+            ("report" | "stop", Some(rest), _) => {
+                return Err(wrong(&format!("'{rest}' follows {word}, which is all by itself"), form));
+            }
+            ("exec", Some(command), _) => Action::Exec(command.to_owned()),
+            ("exec", None, _) => return Err(lacks("the command", "exec CMD, for the shell")),
+            ("signal", Some(name), _) => Action::Signal(signal(name).ok_or_else(|| {
+                let hint = "write its name, such as USR1 or SIGTERM, or its number; real-time signals are not sent";
+                wrong(&format!("there is no signal '{name}'"), hint)
+            })?),
+            ("signal", None, _) => return Err(lacks("the signal", "signal NAME, such as signal USR1")),
+            ("exit", Some(code), Of::Run) => Action::Exit(
+                code.parse()
+                    .map_err(|_| wrong(&format!("'{code}' is no exit status"), "write a number from 0 to 255"))?,
+            ),
+            ("exit", None, Of::Run) => return Err(lacks("the exit status", "exit CODE, a number from 0 to 255")),
             _ => {
                 let known = match of {
                     Of::Run => "report, stop, exec CMD, signal NAME and exit CODE are known",
                     Of::Watch => "report, stop, exec CMD and signal NAME are known",
                 };
-                return Err(wrong("the action is not known", known));
+                return Err(wrong(&format!("the action '{word}' is not known"), known));
             }
         };
         Ok(Self { measure, bytes, action })
     }
 }
 
+/// By its name, with or without SIG, or its number.
 fn signal(name: &str) -> Option<Signal> {
+    if let Ok(number) = name.parse::<i32>() {
+        return Signal::try_from(number).ok();
+    }
     let name = name.to_ascii_uppercase();
     let whole = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
     Signal::from_str(&whole).ok()
@@ -168,6 +185,8 @@ mod tests {
             ("1=signal SIGTERM", Of::Run, 1 << 20, Action::Signal(Signal::SIGTERM)),
             ("1=exec a --b=c 'd e'", Of::Watch, 1 << 20, Action::Exec("a --b=c 'd e'".to_owned())),
             ("1=exit 7", Of::Run, 1 << 20, Action::Exit(7)),
+            ("1=signal 12", Of::Run, 1 << 20, Action::Signal(Signal::SIGUSR2)),
+            (" 1 = stop ", Of::Run, 1 << 20, Action::Stop),
         ] {
             assert_eq!(one(text, of).unwrap(), Alarm { measure: Measure::Resident, bytes, action }, "{text}");
         }
@@ -198,6 +217,20 @@ mod tests {
             ("1=dance", Of::Watch),
         ] {
             assert!(one(text, of).is_err(), "{text}");
+        }
+        for (text, why) in [
+            ("1=exit", "exit lacks the exit status"),
+            ("1=signal", "signal lacks the signal"),
+            ("1=signal 99", "there is no signal '99'"),
+            ("1=exec ", "exec lacks the command"),
+            ("1=stop now", "'now' follows stop"),
+            ("1:pss=stop", "'pss' is no kind of limit"),
+            ("-1=stop", "more than 0 is needed"),
+            ("1e99=stop", "more than any machine has"),
+            ("1=dance wildly", "the action 'dance' is not known"),
+        ] {
+            let said = one(text, Of::Run).unwrap_err();
+            assert!(said.contains(why), "{text}: {said}");
         }
         let many = vec!["1=stop".to_owned(); MOST + 1];
         assert!(Alarm::parse_all(&many, Of::Run).is_err());

@@ -158,7 +158,7 @@ pub struct RunArguments {
     /// When what a process has resident passes MIB (`MIB:rss`: what all have together; `MIB:growth/s`: when it grows by more than that within
     /// a second): report (one of all so far), stop, exec CMD (with `RMPROF_PID` and `RMPROF_REPORT`), signal NAME, or exit CODE, which kills
     /// all that was started (up to four limits)
-    #[arg(long, value_name = "MIB[:rss|growth/s]=ACTION")]
+    #[arg(long, value_name = "MIB[:rss|growth/s]=ACTION", allow_hyphen_values = true)]
     pub on_limit: Vec<String>,
     /// Under sudo: run the program as root, not as the user who called
     #[arg(long)]
@@ -216,7 +216,7 @@ pub struct WatchArguments {
     /// When what a process has resident passes MIB (`MIB:rss`: what all have together; `MIB:growth/s`: when it grows by more than that within
     /// a second): report (one of all so far, as with --interval), stop, exec CMD (with `RMPROF_PID` and `RMPROF_REPORT`), or signal NAME
     /// (up to four limits)
-    #[arg(long, value_name = "MIB[:rss|growth/s]=ACTION")]
+    #[arg(long, value_name = "MIB[:rss|growth/s]=ACTION", allow_hyphen_values = true)]
     pub on_limit: Vec<String>,
     /// The library that loads the probes, where this program was built with more than one
     #[arg(long, hide = true, value_parser = loader)]

@@ -80,8 +80,11 @@ impl LineCheck {
 pub fn mebibytes(text: &str) -> Result<u64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of MiB".to_owned())?;
     let bytes = number * f64::from(1 << 20);
-    if !(bytes >= 1.0 && bytes < 2f64.powi(62)) {
+    if bytes.is_nan() || bytes < 1.0 {
         return Err("more than 0 is needed".to_owned());
+    }
+    if bytes >= 2f64.powi(62) {
+        return Err("more than any machine has".to_owned());
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // just looked at
     Ok(bytes as u64)

@@ -65,13 +65,13 @@ pub(super) fn act(alarms: &[Alarm], collector: &mut Collector) -> Todo {
             Action::Stop => {
                 if send(image, Signal::SIGSTOP, &about) {
                     say(&format!(
-                        "{about}: process {pid} is stopped\nhint: `kill -CONT {pid}` lets it go on, `kill -KILL {pid}` ends it"
+                        "{about}: it is stopped\nhint: `kill -CONT {pid}` lets it go on, `kill -KILL {pid}` ends it"
                     ));
                 }
             }
             Action::Signal(signal) => {
                 if send(image, *signal, &about) {
-                    say(&format!("{about}: process {pid} was sent {signal}"));
+                    say(&format!("{about}: it was sent {signal}"));
                 }
             }
             Action::Exit(code) => {
@@ -93,7 +93,9 @@ fn send(image: &Image, signal: Signal, about: &str) -> bool {
         Ok(()) => true,
         Err(nix::errno::Errno::ESRCH) => false,
         Err(error) => {
-            say(&format!("{about}: {signal} could not be sent: {error}"));
+            say(&format!(
+                "{about}: {signal} could not be sent: {error}\nhint: to processes of other users that takes CAP_KILL: run rmprof-bpf as root"
+            ));
             false
         }
     }

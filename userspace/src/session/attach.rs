@@ -229,7 +229,7 @@ impl Watch<'_> {
                 debugger.act(&mut self.collector);
             }
             let todo = alarms::act(&self.plan.alarms, &mut self.collector);
-            if todo.wants_report(self.plan.report.output.is_some()) {
+            if todo.wants_report(self.outlet.has_files()) {
                 cause = cause.or(Some(Cause::Limit));
             }
             if !self.collector.killed.is_empty() && tokio::time::Instant::now() >= killed_due && self.follower.has_any()
@@ -309,6 +309,7 @@ impl Watch<'_> {
             say("no memory moved in what was measured");
         }
         let report = self.report(Whose::Everybody).map_err(gathering)?;
+        self.commands.leave();
         self.outlet.last(&report)?;
         Ok(self.checks.status(&report, 0))
     }

@@ -29,7 +29,14 @@ pub(super) struct Wanted {
 /// Those that were begun. Nobody waits for them at our end.
 #[derive(Default)]
 pub(super) struct Commands {
-    running: [Option<Child>; MOST],
+    running: [Option<Running>; MOST],
+}
+
+/// One that may still run.
+struct Running {
+    child: Child,
+    /// As it was given to the shell.
+    text: String,
 }
 
 impl Commands {
@@ -38,28 +45,41 @@ impl Commands {
         self.look_after();
         let Some(place) = self.running.get_mut(wanted.alarm) else { return };
         let about = format!("process {}: --on-limit exec", wanted.pid);
-        if place.is_some() {
-            say(&format!("{about}: the command of this limit still runs, and is not begun again"));
+        if let Some(Running { child, text }) = place {
+            let pid = child.id();
+            say(&format!("{about}: '{text}' still runs from the last time (process {pid}), and is not begun again"));
             return;
         }
         match start(wanted, report, credentials) {
-            Ok(child) => *place = Some(child),
-            Err(error) => say(&format!("{about}: /bin/sh could not be started: {error}")),
+            Ok(child) => *place = Some(Running { child, text: wanted.text.clone() }),
+            Err(error) => say(&format!(
+                "{about}: /bin/sh could not be started: {error}\nhint: it needs a shell there, and room for one more process \
+                 (ulimit -u)"
+            )),
         }
     }
 
     /// Says which have failed.
     pub fn look_after(&mut self) {
         for place in &mut self.running {
-            let Some(child) = place else { continue };
+            let Some(Running { child, text }) = place else { continue };
             match child.try_wait() {
                 Ok(None) => continue,
-                Ok(Some(status)) if !status.success() => {
-                    say(&format!("--on-limit exec: the command ended with {status}"));
-                }
+                Ok(Some(status)) if !status.success() => say(&format!(
+                    "--on-limit exec: '{text}' has failed ({status})\nhint: what it said is above; it is run by /bin/sh in this \
+                     directory, as the user who called sudo"
+                )),
                 _ => {}
             }
             *place = None;
+        }
+    }
+
+    /// The end: says which are left.
+    pub fn leave(mut self) {
+        self.look_after();
+        for Running { child, text } in self.running.iter().flatten() {
+            say(&format!("--on-limit exec: '{text}' still runs (process {}), and is left to itself", child.id()));
         }
     }
 }

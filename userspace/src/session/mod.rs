@@ -325,6 +325,7 @@ impl Gathering<'_, '_> {
         let records = self.drain.take()?;
         self.collector.record(records);
         exit = exit.or(self.act(false));
+        self.commands.leave();
         Ok((self.drain.totals()?, exit))
     }
 
@@ -336,7 +337,7 @@ impl Gathering<'_, '_> {
             self.ending.ask();
         }
         if goes_on
-            && todo.wants_report(self.plan.report.output.is_some())
+            && todo.wants_report(self.outlet.has_files())
             && let Err(error) = self.snapshot()
         {
             say(&format!("{error}\nhint: {}", error.hint()));

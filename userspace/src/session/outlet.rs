@@ -1,4 +1,5 @@
-//! Where reports go: one file or standard output, and for those before the last numbered files beside it, or the same stream.
+//! Where reports go: one file or standard output, and for those before the last numbered files beside it, or the same stream (a device or a
+//! pipe that was named is one too).
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -54,6 +55,13 @@ impl<'p> Outlet<'p> {
         self.newest = None;
         report.snapshot = Some(Snapshot { number: self.written, cause, time: SystemTime::now() });
         match &self.plan.output {
+            // A device or a pipe: nothing of ours belongs beside it.
+            Some(path) if !self.has_files() => {
+                let options = Options { one_line: true, ..self.plan.options.clone() };
+                let file = self.file.as_ref().map(File::try_clone).transpose();
+                let file = file.map_err(|error| RunError::Output { path: path.display().to_string(), error })?;
+                self.write(file, path, &options, report)
+            }
             Some(path) => {
                 let path = numbered(path, self.written);
                 let file = self.file(&path)?;
@@ -63,6 +71,11 @@ impl<'p> Outlet<'p> {
             }
             None => self.to_stream(report),
         }
+    }
+
+    /// Has each report a file of its own?
+    pub fn has_files(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|about| about.is_file()))
     }
 
     /// Where the report before is, if that could be written to a file.

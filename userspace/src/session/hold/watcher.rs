@@ -96,7 +96,8 @@ impl Watcher for Hold {
     }
 
     fn spared(&mut self, pid: Pid, error: Errno) {
-        self.note(format!("process {pid} could not be killed: {}", error.desc()));
+        let hint = "processes of other users take CAP_KILL: run rmprof-bpf as root";
+        self.note(format!("process {pid} could not be killed: {}\nhint: {hint}", error.desc()));
     }
 
     fn left(&mut self, pid: Pid) {
