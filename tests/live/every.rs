@@ -1,6 +1,6 @@
 //! Peak and Occurrences of functions that nobody marked, where these columns are asked for.
 
-use crate::common::{Python, Report, Run, Script, any_python, root, script, supported_pythons};
+use crate::common::{Python, Report, Run, Script, any_python, every_build, root, script, supported_pythons};
 
 /// Lines whose comment is `# function: peak, occurrences` of them; peak 0: less than a page. The bytes are those asked of the C
 /// allocator.
@@ -79,7 +79,7 @@ fn root_peak_and_occurrences_of_lines_that_are_not_marked() {
         return;
     }
     let program = program();
-    for python in supported_pythons() {
+    for python in every_build() {
         let report = measured(&python, &["--columns", "+peak,occurrences"], &program);
         let process = report.only();
         assert!(process.marked().is_empty());
@@ -115,17 +115,13 @@ fn root_asking_for_peak_changes_no_line_s_bytes() {
         return;
     }
     let program = program();
-    for python in supported_pythons().into_iter().filter(|python| !python.free_threaded) {
+    for python in supported_pythons() {
         let bare = measured(&python, &[], &program);
         let report = measured(&python, &["--columns", "peak"], &program);
         let names = ["increment_bytes", "allocated_bytes", "freed_bytes", "self_bytes"];
         let mut compared = 0;
         for (function, line) in bare.only().lines() {
             let number = u32::try_from(line.number("line")).unwrap();
-            // On 3.6 an import released 664 bytes more with the columns, run after run; why is not known.
-            if line.source().is_some_and(|text| text.starts_with("import ")) {
-                continue;
-            }
             let same = report.only().line(function, number);
             for name in names {
                 let change = same.number(name) - line.number(name);
@@ -215,6 +211,36 @@ fn root_the_files_asked_for_are_measured() {
         let found =
             decoding.filter(|(_, line)| line.number("occurrences") == 1 && line.number("peak_bytes") > 0).count();
         assert_eq!(found > 0, in_library, "{options:?}: {report}");
+    }
+}
+
+/// A command that pip made for a package runs code of that package, which is nobody's own: it is measured when asked for.
+#[test]
+fn root_a_package_that_is_run_by_its_command() {
+    if !root() {
+        return;
+    }
+    let python = any_python();
+    let directory = tempfile::tempdir().unwrap();
+    let package = directory.path().join("lib/python3/site-packages/growing");
+    std::fs::create_dir_all(&package).unwrap();
+    let text = "def main():\n    for size in (1_000_000, 2_000_000):\n        kept = bytes(size)\n";
+    std::fs::write(package.join("tool.py"), text).unwrap();
+    std::fs::write(package.join("__init__.py"), "").unwrap();
+    let command = directory.path().join("growing");
+    std::fs::write(&command, "import sys\nfrom growing.tool import main\nsys.exit(main())\n").unwrap();
+    for (options, is_asked_for) in
+        [(&[][..], false), (&["--include", "**/growing/*.py"], true), (&["--all-files"], true)]
+    {
+        let run = Run::json().words(["--columns", "peak,occurrences"]).words(options);
+        let run = run.env("PYTHONPATH", package.parent().unwrap());
+        let report = run.words([&python.path, &command]).run().expect(0).quiet().report();
+        report.check_complete();
+        let lines = report.only().lines();
+        let taking = lines.iter().filter(|(name, line)| *name == "main" && line.number("line") == 3);
+        let found: Vec<_> =
+            taking.map(|(_, line)| (line.number("occurrences"), line.number("peak_bytes") >= 2_000_033)).collect();
+        assert_eq!(found, if is_asked_for { &[(2, true)][..] } else { &[] }, "{options:?}: {report}");
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::native::library_beside;
 use crate::common::{Report, Run, any_python, near, root, script, supported_pythons};
 
@@ -167,6 +169,33 @@ fn root_every_way_to_count_has_equal_totals_by_both_loaders() {
     // Letting go of single probes takes the kernel a tenth of a second each: once, with fewer processes.
     let program = script("loaders.py", &PROGRAM.replace("os.execv", "(lambda *_: 0)"));
     are_equal(&["--probes", "single"], &python.path, &program.path);
+}
+
+/// Line events of all lines, and what stood highest while each ran.
+#[test]
+fn root_peak_and_occurrences_of_every_line_are_equal_by_both_loaders() {
+    if !root() {
+        return;
+    }
+    let program = script("loaders.py", PROGRAM);
+    let [first, second] = both(&["--columns", "peak,occurrences"], &any_python().path, &program.path);
+    let mut compared = 0;
+    for (one, other) in first.processes().iter().zip(second.processes()) {
+        for (function, line) in one.lines().into_iter().filter(|(function, _)| *function != "<module>") {
+            let same = other.line(function, u32::try_from(line.number("line")).unwrap());
+            // The line in which a child was made did not begin in the child.
+            let [begun, also] = [line, same].map(|line| line.0.get("occurrences").and_then(Value::as_u64));
+            assert_eq!(begun, also, "{function}: {line:?}");
+            let [highest, also] =
+                [line, same].map(|line| line.0.get("peak_bytes").map_or(0, |peak| peak.as_i64().unwrap()));
+            assert!(
+                (highest - also) % PAGE == 0 && (highest - also).abs() <= PAGES * PAGE,
+                "{also} in {function}: {line:?}"
+            );
+            compared += 1;
+        }
+    }
+    assert!(compared > 20, "{first}");
 }
 
 /// Threads take turns as they come: within some pages.
