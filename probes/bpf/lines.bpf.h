@@ -172,6 +172,7 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 	__u32 place, position = RM_ABSENT;
 	union fields fields = {};
 	bool clean_up = false;
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u64 state, frame;
 
 	if (!process || !thread)
@@ -180,8 +181,8 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		own_work(process, thread, line);
 		return 0;
 	}
-	if (find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE ||
-	    innermost_frame(&process->layout, state, &frame) != RM_STACK_COMPLETE) {
+	if (find_thread_state(process, thread, task, &state) != RM_STACK_COMPLETE ||
+	    innermost_frame(&process->layout, &thread->near, state, &frame) != RM_STACK_COMPLETE) {
 		count(RM_COUNT_STACK_UNREADABLE);
 		return 0;
 	}

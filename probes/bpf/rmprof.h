@@ -155,6 +155,15 @@ struct rm_constants {
 	rm_u32 alarms_of_total;  /* a bit an alarm: they are what all processes together may have resident */
 };
 
+/* Where the kernel has all memory mapped for itself, and how it is looked for. */
+struct rm_direct {
+	rm_u64 base;      /* 0: not known */
+	rm_u64 known;     /* address of `words` in the process that looks for it; 0: it is not looked for */
+	rm_u64 words[2];  /* what stands there */
+	rm_u32 levels;    /* of tables of pages */
+	rm_u32 gibibytes; /* below a table of pages of that process, in which it may begin */
+};
+
 /* Addresses from `start` up to `end`; start 0: none. */
 struct rm_range {
 	rm_u64 start;
