@@ -82,7 +82,12 @@ static __always_inline int process_forked(struct task_struct *parent, struct tas
 		tell(own, RM_FOLLOW_VFORK, made, parent_id, 0);
 		return 0;
 	}
-	read_resident(own, BPF_CORE_READ(child, mm));
+	/*
+	 * Against a limit stands what it has. Else it keeps its parent's pages of files, which it has not mapped yet: when it touches them
+	 * they are nobody's growth.
+	 */
+	if (constants.alarm_bytes[0])
+		read_resident(own, BPF_CORE_READ(child, mm));
 	own->resident_peak = resident_bytes(own);
 	if (!(own->flags & (RM_HEAP | RM_PAGES))) {
 		tell(own, RM_FOLLOW_YOUNG, made, parent_id, 0);
