@@ -1,10 +1,13 @@
 //! Other allocators than glibc's: preloaded, linked, built into a library with and without a prefix, and loaded later; C++'s operators.
 //! Every block counts once, by the bytes that were asked for, whatever way it is counted.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use object::{Object, ObjectSection, ObjectSymbol};
 
 use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, root, script};
 
@@ -425,8 +428,7 @@ fn root_allocators_of_a_running_process() {
             if later {
                 target.step("load");
             }
-            // A probed page is the process's own copy.
-            eventually("the library is probed", || has_own_code(&target.pid(), &library));
+            eventually("the library is probed", || is_probed(&target.pid(), &library));
             for _ in 0..3 {
                 assert_eq!(target.step("work"), "done");
             }
@@ -439,16 +441,29 @@ fn root_allocators_of_a_running_process() {
     }
 }
 
-/// Has the process pages of its own among the code of a library?
-fn has_own_code(pid: &str, library: &Path) -> bool {
-    let name = library.canonicalize().unwrap();
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-    let mut inside = false;
-    maps.lines().any(|line| {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if first.contains('-') {
-            inside = line.contains(" r-xp ") && line.ends_with(&name.to_string_lossy()[..]);
-        }
-        inside && first == "Anonymous:" && !line.contains(" 0 kB")
+/// Is the process's `malloc` of a library probed? What releases is probed first, so other code of the library tells nothing.
+fn is_probed(pid: &str, library: &Path) -> bool {
+    let library = library.canonicalize().unwrap();
+    let content = std::fs::read(&library).unwrap();
+    let file = object::File::parse(content.as_slice()).unwrap();
+    let malloc = file.dynamic_symbols().find(|symbol| symbol.name() == Ok("malloc")).unwrap();
+    let (address, size) = (malloc.address(), usize::try_from(malloc.size()).unwrap());
+    let section =
+        file.sections().find(|section| (section.address()..section.address() + section.size()).contains(&address));
+    let section = section.unwrap();
+    let place = section.file_range().unwrap().0 + (address - section.address());
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    maps.lines().filter(|line| line.ends_with(&library.to_string_lossy()[..])).any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (start, end) = words[0].split_once('-').unwrap();
+        let [start, end, offset] = [start, end, words[2]].map(|number| u64::from_str_radix(number, 16).unwrap());
+        let from = usize::try_from(place).unwrap();
+        let mut code = vec![0; size];
+        (offset..offset + (end - start)).contains(&place)
+            && File::open(format!("/proc/{pid}/mem"))
+                .unwrap()
+                .read_exact_at(&mut code, start + (place - offset))
+                .is_ok()
+            && code != content[from..from + size]
     })
 }
