@@ -60,7 +60,7 @@ static __always_inline int process_forked(struct task_struct *parent, struct tas
 {
 	__u32 maker = BPF_CORE_READ(parent, tgid), made = BPF_CORE_READ(child, tgid);
 	struct rm_process *of = bpf_map_lookup_elem(&processes, &maker), *own;
-	__u32 parent_id;
+	__u32 parent_id, counted;
 
 	if (!of || !(of->flags & RM_FOLLOW) || made == maker)
 		return 0;
@@ -89,12 +89,10 @@ static __always_inline int process_forked(struct task_struct *parent, struct tas
 	if (constants.alarm_bytes[0])
 		read_resident(own, BPF_CORE_READ(child, mm));
 	own->resident_peak = resident_bytes(own);
-	if (!(own->flags & (RM_HEAP | RM_PAGES))) {
-		tell(own, RM_FOLLOW_YOUNG, made, parent_id, 0);
-		return 0;
-	}
-	tell(own, RM_FOLLOW_FORK, made, parent_id, 0);
-	check_alarms(own);
+	counted = own->flags & (RM_HEAP | RM_PAGES);
+	tell(own, counted ? RM_FOLLOW_FORK : RM_FOLLOW_YOUNG, made, parent_id, 0);
+	if (counted)
+		check_alarms(own);
 	return 0;
 }
 

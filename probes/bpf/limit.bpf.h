@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /*
- * Limits of resident memory. Alarms (--on-limit): user space is told. The debugger's (--pdb-mmem): the thread that passes it is told by a signal, whose handler is the launch extension's
- * (userspace/src/launch/stop.h). A page fault of user mode is told at once: the handler then runs before the instruction is tried again.
+ * Limits of resident memory. Alarms (--on-limit): user space is told. The debugger's (--pdb-mmem): the thread that passes it is told by
+ * a signal, whose handler is the launch extension's (userspace/src/launch/stop.h). A page fault of user mode is told at once: the handler
+ * then runs before the instruction is tried again.
  * In a system call it would be cut short, or end with another result: there the signal waits for its end. Of a process that nobody holds
  * (attach) user space is told, which asks its interpreter (PEP 768).
  */

@@ -2,12 +2,12 @@
 //! Every block counts once, by the bytes that were asked for, whatever way it is counted.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use object::{Object, ObjectSection, ObjectSymbol};
+use rmprof_bpf::target::elf::ElfFile;
+use rmprof_bpf::target::{Pid, maps, memory};
 
 use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, root, script};
 
@@ -444,26 +444,11 @@ fn root_allocators_of_a_running_process() {
 /// Is the process's `malloc` of a library probed? What releases is probed first, so other code of the library tells nothing.
 fn is_probed(pid: &str, library: &Path) -> bool {
     let library = library.canonicalize().unwrap();
-    let content = std::fs::read(&library).unwrap();
-    let file = object::File::parse(content.as_slice()).unwrap();
-    let malloc = file.dynamic_symbols().find(|symbol| symbol.name() == Ok("malloc")).unwrap();
-    let (address, size) = (malloc.address(), usize::try_from(malloc.size()).unwrap());
-    let section =
-        file.sections().find(|section| (section.address()..section.address() + section.size()).contains(&address));
-    let section = section.unwrap();
-    let place = section.file_range().unwrap().0 + (address - section.address());
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    maps.lines().filter(|line| line.ends_with(&library.to_string_lossy()[..])).any(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let (start, end) = words[0].split_once('-').unwrap();
-        let [start, end, offset] = [start, end, words[2]].map(|number| u64::from_str_radix(number, 16).unwrap());
-        let from = usize::try_from(place).unwrap();
-        let mut code = vec![0; size];
-        (offset..offset + (end - start)).contains(&place)
-            && File::open(format!("/proc/{pid}/mem"))
-                .unwrap()
-                .read_exact_at(&mut code, start + (place - offset))
-                .is_ok()
-            && code != content[from..from + size]
-    })
+    let file = ElfFile::parse(File::open(&library).unwrap()).unwrap();
+    let malloc = file.symbol("malloc").unwrap();
+    let code = file.bytes_at(malloc.address, malloc.size).unwrap();
+    let pid = Pid::from_raw(pid.parse().unwrap());
+    let mappings = maps::mappings(pid).unwrap();
+    let Some(bias) = file.load_bias(mappings.iter().filter(|mapping| mapping.path == library)) else { return false };
+    memory::read_bytes(pid, bias.wrapping_add(malloc.address), code.len()).unwrap() != code
 }

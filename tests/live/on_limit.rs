@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Run, Target, any_python, eventually, root, script};
 
 /// It has 10 to 20 MiB itself; each step is of 100.
-const SERVER: &str = "
+pub(super) const SERVER: &str = "
 import signal, sys
 kept = []
 

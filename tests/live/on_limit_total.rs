@@ -2,6 +2,7 @@
 
 use nix::sys::signal::Signal;
 
+use super::on_limit::SERVER;
 use crate::common::{Ran, Run, Started, Target, any_python, eventually, root, script};
 
 /// Three children of 60 MiB and what a Python takes (some 10), which end before the next three are made.
@@ -35,20 +36,6 @@ if sys.argv[1:] == ['waits']:
     sys.stdin.readline()
 for _ in range(2):
     print(*generation(), flush=True)
-";
-
-/// It has 10 to 20 MiB itself; each step is of 100.
-const SERVER: &str = "
-import signal, sys
-kept = []
-signal.signal(signal.SIGUSR2, lambda *_: print('told', flush=True))
-print('ready', flush=True)
-for line in sys.stdin:
-    if line == 'grow\\n':
-        kept.append(bytearray(100 << 20))
-    elif line == 'shrink\\n':
-        kept.pop()
-    print('done', flush=True)
 ";
 
 /// The numbers of the processes that passed, in order, and the MiB that all had then.
@@ -108,11 +95,14 @@ fn interrupted(started: Started) -> Ran {
     started.end()
 }
 
+/// What the server says of SIGUSR2.
+const TOLD: &str = "told 12";
+
 /// The handler's line comes before or after those of steps.
 fn grows_and_is_told(target: &mut Target) {
     let first = target.step("grow");
-    if first != "told" {
-        eventually("it is told", || target.step("nothing") == "told");
+    if first != TOLD {
+        eventually("it is told", || target.step("nothing") == TOLD);
     }
     assert_eq!(target.line(), "done");
 }

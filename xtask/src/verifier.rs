@@ -89,17 +89,15 @@ fn load(name: &str) -> libbpf_rs::Result<(Object, Duration)> {
         program.set_autoload(wanted);
     }
     let constants = everything();
-    // SAFETY: the struct has no padding (asserted by its crate), so that all of its bytes are there to be read.
-    let constants = unsafe { std::slice::from_raw_parts((&raw const constants).cast::<u8>(), size_of_val(&constants)) };
     for mut map in open.maps_mut() {
         // Large tables take time to make, which is not the verifier's.
         if map.name() == "blocks" {
             map.set_max_entries(1)?;
         } else if map.name().to_string_lossy().ends_with(".rodata")
             && let Some(value) = map.initial_value_mut()
-            && let Some(value) = value.get_mut(..constants.len())
+            && let Some(value) = value.get_mut(..constants.bytes().len())
         {
-            value.copy_from_slice(constants);
+            value.copy_from_slice(constants.bytes());
         }
     }
     let begin = Instant::now();

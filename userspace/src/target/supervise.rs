@@ -387,8 +387,9 @@ impl<'w> Supervisor<'w> {
     /// Lets the processes that outlive the first go on alone: each thread is stopped, then detached. What cannot be stopped
     /// in time is detached by the kernel when this thread ends.
     fn let_go(&mut self, ticker: &Ticker) {
+        // All were killed: what cannot end in time does so without us.
         if self.ending.is_asked() {
-            return self.until_all_have_ended(ticker);
+            return self.until_none_is_left(ticker, DYING, Self::stopped);
         }
         for orphan in std::mem::take(&mut self.unclaimed).into_keys() {
             tracee::detach(orphan, 0);
@@ -396,26 +397,16 @@ impl<'w> Supervisor<'w> {
         for tid in self.tracees.keys() {
             tracee::interrupt(*tid);
         }
-        let begun = Instant::now();
-        while begun.elapsed() < PARTING {
-            self.kill_where_asked();
-            match ticker.interruptible(tracee::wait) {
-                Event::Ended(tid, status) => self.ended(tid, status),
-                Event::Stopped(tid, stop) => self.part(tid, stop),
-                Event::Interrupted => {}
-                Event::NoTracees => break,
-            }
-        }
+        self.until_none_is_left(ticker, PARTING, Self::part);
     }
 
-    /// All were killed. What cannot end in time does so without us.
-    fn until_all_have_ended(&mut self, ticker: &Ticker) {
+    fn until_none_is_left(&mut self, ticker: &Ticker, patience: Duration, at_stop: fn(&mut Self, Pid, Stop)) {
         let begun = Instant::now();
-        while begun.elapsed() < DYING {
+        while begun.elapsed() < patience {
             self.kill_where_asked();
             match ticker.interruptible(tracee::wait) {
                 Event::Ended(tid, status) => self.ended(tid, status),
-                Event::Stopped(tid, stop) => self.stopped(tid, stop),
+                Event::Stopped(tid, stop) => at_stop(self, tid, stop),
                 Event::Interrupted => {}
                 Event::NoTracees => break,
             }

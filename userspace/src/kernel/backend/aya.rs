@@ -14,7 +14,6 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::{Loaded, MapKind, Records, Settings};
-use crate::kernel::attach::bytes_of;
 use crate::kernel::event::{self, Event};
 use crate::kernel::load::LoadError;
 use crate::kernel::map::Map;
@@ -40,7 +39,7 @@ pub(super) fn load(settings: &Settings<'_>) -> Result<Loaded, LoadError> {
     let btf = Btf::from_sys_fs().map_err(|error| refused(&error))?;
     let mut loader = EbpfLoader::new();
     // The storage of threads is a map that aya makes, but has no type for.
-    loader.btf(Some(&btf)).allow_unsupported_maps().override_global("constants", bytes_of(&settings.constants), true);
+    loader.btf(Some(&btf)).allow_unsupported_maps().override_global("constants", settings.constants.bytes(), true);
     for (name, entries) in settings.entries {
         loader.map_max_entries(name, *entries);
     }

@@ -13,10 +13,8 @@ use libbpf_rs::{
     ErrorKind, MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, PrintLevel, RingBuffer,
     RingBufferBuilder,
 };
-use rmprof_probes::abi;
 
 use super::{Loaded, MapKind, Records, Settings};
-use crate::kernel::attach::bytes_of;
 use crate::kernel::event::{self, Event};
 use crate::kernel::load::LoadError;
 use crate::kernel::map::Map;
@@ -25,10 +23,6 @@ use crate::kernel::map::Map;
 static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn keep_message(_: PrintLevel, text: String) {
-    keep_words(text);
-}
-
-fn keep_words(text: String) {
     if let Ok(mut messages) = MESSAGES.lock() {
         messages.push(text.trim_end().to_owned());
         if messages.len() > 400 {
@@ -76,9 +70,9 @@ fn open(settings: &Settings<'_>) -> libbpf_rs::Result<OpenObject> {
             map.set_max_entries(*entries)?;
         } else if name.ends_with(".rodata")
             && let Some(constants) = map.initial_value_mut()
-            && let Some(constants) = constants.get_mut(..size_of::<abi::rm_constants>())
+            && let Some(constants) = constants.get_mut(..settings.constants.bytes().len())
         {
-            constants.copy_from_slice(bytes_of(&settings.constants));
+            constants.copy_from_slice(settings.constants.bytes());
         }
     }
     Ok(open)

@@ -13,9 +13,10 @@ use libbpf_rs::libbpf_sys::{
     bpf_prog_load, bpf_prog_load_opts, bpf_program__expected_attach_type, bpf_program__func_info,
     bpf_program__func_info_cnt, bpf_program__line_info, bpf_program__line_info_cnt,
 };
-use libbpf_rs::{AsRawLibbpf, MapHandle, MapType, Object, OpenMap, OpenObject, OpenProgram, ProgramType};
+use libbpf_rs::{AsRawLibbpf, MapHandle, MapType, Object, OpenMap, OpenObject, OpenProgram, PrintLevel, ProgramType};
 
-use super::keep_words;
+use super::keep_message;
+use crate::kernel::bpf::checked;
 use crate::target::page_bytes;
 
 /// Maps of as many entries (of ring buffers: bytes) take the kernel long enough to be made beside: it clears a list head for each entry,
@@ -34,11 +35,11 @@ pub(super) fn load(mut open: OpenObject) -> libbpf_rs::Result<(Object, Vec<(Stri
     thread::scope(|scope| {
         let making = scope.spawn(|| large.iter().map(Large::make).collect::<libbpf_rs::Result<Vec<_>>>());
         // SAFETY: the object is open, and nobody else uses it meanwhile.
-        check(unsafe { bpf_object__prepare(open.as_libbpf_object().as_ptr()) })?;
+        checked(unsafe { bpf_object__prepare(open.as_libbpf_object().as_ptr()) })?;
         let made = making.join().map_err(|_| io::Error::other("the thread that makes maps has panicked"))??;
         put_in_place(&open, &large, &made)
     })?;
-    let programs = take_out(&mut open)?;
+    let programs = take_out(&mut open);
     thread::scope(|scope| {
         let verifying = scope.spawn(|| programs.iter().map(Program::load).collect::<io::Result<Vec<_>>>());
         let object = open.load();
@@ -46,10 +47,6 @@ pub(super) fn load(mut open: OpenObject) -> libbpf_rs::Result<(Object, Vec<(Stri
             verifying.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"))??;
         Ok((object?, loaded))
     })
-}
-
-fn check(result: i32) -> io::Result<()> {
-    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
 /// A map that is made beside.
@@ -86,8 +83,9 @@ impl Large {
 
 /// The large maps. What libbpf itself makes of them is as small as there can be one, until [`put_in_place`].
 fn put_off(open: &mut OpenObject) -> libbpf_rs::Result<Vec<Large>> {
-    let large: Vec<_> = open.maps().filter(|map| map.max_entries() >= LARGE).map(|map| Large::of(&map)).collect();
+    let mut large = Vec::new();
     for mut map in open.maps_mut().filter(|map| map.max_entries() >= LARGE) {
+        large.push(Large::of(&map));
         let least = if map.map_type() == MapType::RingBuf { page_bytes() } else { 1 };
         map.set_max_entries(u32::try_from(least).unwrap_or(LARGE))?;
     }
@@ -97,10 +95,10 @@ fn put_off(open: &mut OpenObject) -> libbpf_rs::Result<Vec<Large>> {
 /// Puts the large maps in the place of the small ones, under their descriptors: these are in the programs' instructions.
 fn put_in_place(open: &OpenObject, large: &[Large], made: &[MapHandle]) -> libbpf_rs::Result<()> {
     for (large, made) in large.iter().zip(made) {
-        let Some(small) = open.maps().find(|map| map.name() == large.name) else { continue };
+        let small =
+            open.maps().find(|map| map.name() == large.name).ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?;
         // SAFETY: the map is the object's, which is prepared.
-        let place = unsafe { bpf_map__fd(small.as_libbpf_object().as_ptr()) };
-        check(place)?;
+        let place = checked(unsafe { bpf_map__fd(small.as_libbpf_object().as_ptr()) })?;
         // SAFETY: both descriptors are open; that of the place stays the object's own.
         if unsafe { libc::dup3(made.as_fd().as_raw_fd(), place, libc::O_CLOEXEC) } < 0 {
             return Err(io::Error::last_os_error().into());
@@ -122,18 +120,19 @@ struct Program {
 
 /// Takes those programs out of what libbpf loads that need no more of it: all but those that are typed by the kernel's BTF. These are
 /// about half of the work.
-fn take_out(open: &mut OpenObject) -> libbpf_rs::Result<Vec<Program>> {
+fn take_out(open: &mut OpenObject) -> Vec<Program> {
     // SAFETY: the object is open, and prepared.
     let btf = unsafe { bpf_object__btf_fd(open.as_libbpf_object().as_ptr()) };
-    let beside = |kind: ProgramType, wanted: bool| wanted && kind != ProgramType::Tracing;
-    let programs = open.progs().filter(|program| beside(program.prog_type(), program.autoload()));
-    let mut programs: Vec<_> = programs.map(|program| Program::of(&program, btf)).collect();
-    for mut program in open.progs_mut().filter(|program| beside(program.prog_type(), program.autoload())) {
-        program.set_autoload(false);
+    let mut programs = Vec::new();
+    for mut program in open.progs_mut() {
+        if program.autoload() && program.prog_type() != ProgramType::Tracing {
+            programs.push(Program::of(&program, btf));
+            program.set_autoload(false);
+        }
     }
     // The longest first: what libbpf loads meanwhile ends at about the same time.
     programs.sort_by_key(|program| std::cmp::Reverse(program.instructions.len()));
-    Ok(programs)
+    programs
 }
 
 impl Program {
@@ -166,7 +165,10 @@ impl Program {
                 let mut log = vec![0; LOG_BYTES];
                 let again = self.hand_over(&mut log);
                 let said = log.split(|byte| *byte == 0).next().unwrap_or_default();
-                keep_words(format!("prog '{}': {error}\n{}", self.name, String::from_utf8_lossy(said)));
+                keep_message(
+                    PrintLevel::Warn,
+                    format!("prog '{}': {error}\n{}", self.name, String::from_utf8_lossy(said)),
+                );
                 again.map(|descriptor| (self.name.clone(), descriptor)).map_err(|_| error)
             }
         }
@@ -176,8 +178,6 @@ impl Program {
         let name = CString::new(self.name.as_bytes())?;
         let mut options = bpf_prog_load_opts {
             sz: size_of::<bpf_prog_load_opts>() as u64,
-            // As libbpf does: the kernel may ask for another try.
-            attempts: 5,
             expected_attach_type: self.attach,
             ..Default::default()
         };
@@ -196,7 +196,7 @@ impl Program {
             options.log_buf = log.as_mut_ptr().cast();
         }
         // SAFETY: every address has as many elements behind it as is said, and all outlive the call.
-        let descriptor = unsafe {
+        let descriptor = checked(unsafe {
             bpf_prog_load(
                 self.kind,
                 name.as_ptr(),
@@ -205,8 +205,7 @@ impl Program {
                 self.instructions.len() as u64,
                 &raw mut options,
             )
-        };
-        check(descriptor)?;
+        })?;
         // SAFETY: the kernel has just made it, for us.
         Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
     }
