@@ -28,6 +28,8 @@ mod debugger;
 mod debugger_attached;
 #[path = "live/debugger_runs.rs"]
 mod debugger_runs;
+#[path = "live/direct.rs"]
+mod direct;
 #[path = "live/every.rs"]
 mod every;
 #[path = "live/flight.rs"]

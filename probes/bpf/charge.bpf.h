@@ -4,11 +4,14 @@
 #define CHARGE_BPF_H
 
 /* The PyThreadState whose code the running thread executes. Returns a stack status. */
-static __always_inline __u32 find_thread_state(struct rm_process *process, struct thread *thread, __u64 fsbase, __u64 *state)
+static __always_inline __u32 find_thread_state(struct rm_process *process, struct thread *thread, struct task_struct *task,
+						__u64 *state)
 {
+	__u64 fsbase = thread_pointer_of(task);
 	__u32 status;
 
 	*state = 0;
+	begin_near(&thread->near, task);
 	/* Later blocks of keys are of the heap, and gone before the thread is: looked for each time. */
 	if (!thread->slot || thread->slot_of != fsbase || process->key > KEYS_OF_BLOCK) {
 		status = find_slot(process, fsbase, &thread->slot);
@@ -16,9 +19,9 @@ static __always_inline __u32 find_thread_state(struct rm_process *process, struc
 		if (status != RM_STACK_COMPLETE)
 			return status;
 	}
-	status = read_thread_state(thread->slot, state);
+	status = read_thread_state(&thread->near, thread->slot, state);
 	if (status == RM_STACK_COMPLETE)
-		*state = running_state(process, *state, &thread->other);
+		*state = running_state(process, &thread->near, *state, &thread->other);
 	return status;
 }
 
@@ -63,7 +66,7 @@ __noinline int tell_collector(struct rm_process *process, struct thread *thread,
 	stack->collector = deed == DEED_OF_COLLECTOR;
 	if (deed == DEED_TAKES || deed == DEED_RELEASES)
 		stack->collector = stack->status == RM_STACK_COMPLETE &&
-				   is_collectors(process, &thread->collection, stack->thread_state, stack->stack, stack->frame_count,
+				   is_collectors(process, &thread->near, &thread->collection, stack->thread_state, stack->stack, stack->frame_count,
 						 deed == DEED_RELEASES);
 	if (stack->collector)
 		stack->stack = mix(stack->stack, 0x67617262616765ull);
@@ -76,17 +79,18 @@ __noinline int tell_collector(struct rm_process *process, struct thread *thread,
  */
 __noinline int walk(struct rm_process *process, struct thread *thread, const struct native *native, enum deed deed)
 {
-	__u64 state = 0, fsbase = thread_pointer();
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	__u64 state = 0, fsbase = thread_pointer_of(task);
 	__u32 status = RM_STACK_NO_THREAD;
 
 	if (!process || !thread)
 		return 0;
 	if (process->flags & RM_PYTHON)
-		status = find_thread_state(process, thread, fsbase, &state);
+		status = find_thread_state(process, thread, task, &state);
 	thread->stack.thread_state = state;
 	thread->stack.fsbase = fsbase;
 	if (status == RM_STACK_COMPLETE) {
-		status = walk_frames(process, state, &thread->stack);
+		status = walk_frames(process, &thread->near, state, &thread->stack);
 	} else {
 		thread->stack.frame_count = 0;
 		thread->stack.approximate = 0;

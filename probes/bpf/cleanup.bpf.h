@@ -56,7 +56,7 @@ static __always_inline bool is_clean_up(const struct rm_clean_up *known, const _
 }
 
 /* Is it a clean-up that `frame` is about to execute? What cannot be read is not. */
-static __always_inline bool at_clean_up(const struct rm_layout *layout, const union fields *frame, __u64 code)
+static __always_inline bool at_clean_up(const struct rm_layout *layout, const struct frame_words *frame, __u64 code)
 {
 	__u16 units[CLEAN_UP_UNITS] = {};
 	__u64 at;
@@ -64,7 +64,7 @@ static __always_inline bool at_clean_up(const struct rm_layout *layout, const un
 	if (layout->clean_up.load[0] == RM_ABSENT)
 		return false;
 	if (layout->position_kind == RM_POSITION_POINTER) {
-		at = field64(frame, layout->frame_position);
+		at = frame->position;
 	} else {
 		__s32 position = position_of(layout, frame, 0);
 

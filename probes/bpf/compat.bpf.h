@@ -92,6 +92,7 @@ int measure_cpus(void *ctx)
 	if (bpf_probe_read_kernel(&base, sizeof(base), (void *)(array + bpf_core_field_offset(struct bpf_array, pptrs))))
 		return 1;
 	bpf_loop(constants.cpus, measure_cpu, &base, 0);
+	find_direct();
 	return 0;
 }
 
@@ -120,10 +121,9 @@ struct member_loop {
 static long member_step(__u32 cpu, struct member_loop *loop)
 {
 	__u64 *offset = bpf_map_lookup_elem(&cpu_offsets, &cpu);
-	__s32 part = 0;
 
-	if (offset && *offset && !bpf_probe_read_kernel(&part, sizeof(part), (void *)(loop->counters + *offset)))
-		loop->sum += part;
+	if (offset && *offset)
+		loop->sum += kernel_half((void *)(loop->counters + *offset));
 	return 0;
 }
 
@@ -136,15 +136,13 @@ static __always_inline void *member_counter(struct mm_struct *mm, __u32 member)
 static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
 {
 	struct mm_struct___old *old = (void *)mm;
-	__s64 count = 0;
 	void *at;
 
 	if (bpf_core_field_exists(old->rss_stat.count))
 		at = (void *)mm + bpf_core_field_offset(old->rss_stat) + member * sizeof(long);
 	else
 		at = member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, count);
-	bpf_probe_read_kernel(&count, sizeof(count), at);
-	return count;
+	return kernel_word(at);
 }
 
 static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
@@ -153,8 +151,7 @@ static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 	struct member_loop loop = { .sum = member_folded(mm, member) };
 
 	if (!bpf_core_field_exists(old->rss_stat.count)) {
-		bpf_probe_read_kernel(&loop.counters, sizeof(loop.counters),
-				      member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
+		loop.counters = kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
 		bpf_loop(constants.cpus, member_step, &loop, 0);
 	}
 	return loop.sum < 0 ? 0 : loop.sum * RM_PAGE;

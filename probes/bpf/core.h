@@ -113,6 +113,7 @@ struct mm_struct {
 	atomic_t mm_users;
 	struct file *exe_file;
 	unsigned long brk, arg_start, arg_end;
+	void *pgd;
 	struct percpu_counter rss_stat[4]; /* NR_MM_COUNTERS; percpu since 6.2 */
 };
 

@@ -209,7 +209,7 @@ __noinline int limit_passed(struct rm_process *process)
 		return 0;
 	thread = current_thread();
 	/* No line did it where no Python runs: the next event of a thread that does stands for it. */
-	if (!thread || find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE || !state)
+	if (!thread || find_thread_state(process, thread, task, &state) != RM_STACK_COMPLETE || !state)
 		return 0;
 	if (process->flags & RM_FOLLOW)
 		reach_limit(process, state, in_system_call(task));

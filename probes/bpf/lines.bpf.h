@@ -131,16 +131,6 @@ static __always_inline void first_entry(struct rm_process *process, __u32 number
 		mark->entry_resident_bytes = resident_bytes(process);
 }
 
-/* What is read of a frame; false: it cannot be. */
-static __always_inline bool read_frame(const struct rm_layout *layout, __u64 frame, union fields *fields)
-{
-	__u32 bytes = layout->frame_bytes;
-
-	if (bytes > RM_FRAME_READ)
-		bytes = RM_FRAME_READ;
-	return !READ_USER(fields, bytes, frame + layout->frame_base);
-}
-
 /*
  * What the interpreter allocates between the two calls is our work, for the line events of one more code object: it is not in the peak of
  * the line that runs meanwhile.
@@ -170,8 +160,9 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 {
 	__u32 what = what_and_number & 1, number = what_and_number >> 1;
 	__u32 place, position = RM_ABSENT;
-	union fields fields = {};
+	struct frame_words words = {};
 	bool clean_up = false;
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u64 state, frame;
 
 	if (!process || !thread)
@@ -180,8 +171,8 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		own_work(process, thread, line);
 		return 0;
 	}
-	if (find_thread_state(process, thread, thread_pointer(), &state) != RM_STACK_COMPLETE ||
-	    innermost_frame(&process->layout, state, &frame) != RM_STACK_COMPLETE) {
+	if (find_thread_state(process, thread, task, &state) != RM_STACK_COMPLETE ||
+	    innermost_frame(&process->layout, &thread->near, state, &frame) != RM_STACK_COMPLETE) {
 		count(RM_COUNT_STACK_UNREADABLE);
 		return 0;
 	}
@@ -190,15 +181,15 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		settle(process, thread);
 		thread->tally_highest = thread->tally_net; /* the library does the same when this probe returns */
 	}
-	if (what == WHAT_BEGIN && read_frame(&process->layout, frame, &fields))
-		position = position_of(&process->layout, &fields, bytecode_of(&process->layout, &fields, code));
+	if (what == WHAT_BEGIN && !copy_frame(&process->layout, &words, frame))
+		position = position_of(&process->layout, &words, bytecode_of(&process->layout, &words, code));
 	place = find_active(thread, frame);
 	if (place) {
 		const struct active *before = active_at(thread, place - 1);
 
 		/* Never downwards: most lines need not be looked at. */
 		if (what == WHAT_BEGIN && line <= before->line)
-			clean_up = at_clean_up(&process->layout, &fields, code);
+			clean_up = at_clean_up(&process->layout, &words, code);
 		drop_inner(thread, place);
 		finish_line(process, thread, place - 1);
 		if (what == WHAT_END) {
@@ -238,7 +229,7 @@ __noinline int mark_event(struct rm_process *process, __u64 code, __u64 number_a
 	__u32 number = number_and_asked >> 1, fingerprint = 0;
 	struct rm_mark_key key = { .number = number };
 	struct rm_mark fresh = {};
-	union fields fields = {};
+	struct code_words words = {};
 	struct rm_mark_event *record;
 
 	if (!process)
@@ -248,10 +239,10 @@ __noinline int mark_event(struct rm_process *process, __u64 code, __u64 number_a
 		return 0;
 	}
 	key.process = process->id;
-	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(code + process->layout.code_base)))
+	if (copy_code(&process->layout, &words, code))
 		count(RM_COUNT_CODE_UNREADABLE);
 	else
-		fingerprint = fingerprint_of(&process->layout, &fields);
+		fingerprint = fingerprint_of(&process->layout, &words);
 	/* Now, while the process lives: a function that moves no memory is on no stack. */
 	announce_code(process, code, fingerprint);
 	announce_bytes(process, code, fingerprint, RM_PART_INSTRUCTIONS, instructions);

@@ -82,6 +82,7 @@ struct thread {
 	__u32 active_count;
 	__u32 limit_due; /* the process passed its limit in a system call of this thread: it is told at the end of that */
 	struct collection collection;
+	struct near near; /* for the rest of a walk */
 	struct native caller; /* of the outermost call of the malloc family under way */
 	struct native native; /* of the last walk */
 	__s64 net_before_work; /* of ours (own_work) */
@@ -261,12 +262,17 @@ static __always_inline bool has(const struct rm_process *process, __u32 flags)
 	return (constants.flags & flags) && (process->flags & flags);
 }
 
-static __always_inline struct thread *current_thread(void)
+static __always_inline struct thread *thread_of(struct task_struct *task)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct thread *thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!thread)
 		count(RM_COUNT_NO_THREAD_MEMORY);
 	return thread;
+}
+
+static __always_inline struct thread *current_thread(void)
+{
+	return thread_of((struct task_struct *)bpf_get_current_task_btf());
 }
 
 static __always_inline __s64 resident_bytes(struct rm_process *process)

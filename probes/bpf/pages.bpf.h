@@ -8,27 +8,24 @@
 
 enum { MEMBER_SWAP = 2, MEMBERS = 4 };
 
-static __always_inline bool exiting(void)
+static __always_inline bool exiting(struct task_struct *task)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-
-	return BPF_CORE_READ(task, flags) & PF_EXITING;
+	return task->flags & PF_EXITING;
 }
 
 /* Has everybody let go of it (kernel/fork.c, mmput)? Whoever reads the memory of a process that ends holds it the longest. */
 static __always_inline bool torn_down(struct mm_struct *mm)
 {
-	return BPF_CORE_READ(mm, mm_users.counter) == 0;
+	return mm->mm_users.counter == 0;
 }
 
-__noinline int charge_pages(struct rm_process *process, __s64 change, __u32 own)
+/* A global function, for the verifier. `thread` is the running one's. */
+__noinline int charge_pages(struct rm_process *process, struct thread *thread, __s64 change, __u32 own)
 {
-	struct thread *thread;
 	struct native native;
 
 	if (!process)
 		return 0;
-	thread = current_thread();
 	if (!thread) {
 		siteless_bytes(change < 0, change < 0 ? -change : change);
 		return 0;
@@ -75,8 +72,8 @@ static __always_inline bool is_unfolded(struct rm_process *process, struct mm_st
 
 static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 {
-	struct rm_process *process = current_process();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32, *owner;
+	struct rm_process *process = bpf_map_lookup_elem(&processes, &tgid);
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u64 memory = (__u64)mm;
 	bool counted = process && has(process, RM_HEAP | RM_PAGES);
@@ -86,7 +83,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	if (process && is_unfolded(process, mm, member))
 		return 0;
 	barrier_var(member); /* as above */
-	own = counted && (__u64)BPF_CORE_READ(task, mm) == memory;
+	own = counted && (__u64)task->mm == memory;
 	if (own) {
 		if (process->memory && process->memory != memory)
 			return 0; /* of the image that is about to take its place (exec) */
@@ -103,7 +100,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 			bpf_map_delete_elem(&memories, &memory);
 			return 0;
 		}
-		if (*owner == tgid || exiting())
+		if (*owner == tgid || exiting(task))
 			return 0;
 		process = bpf_map_lookup_elem(&processes, owner);
 		if (!process || process->memory != memory)
@@ -123,7 +120,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	check_alarms(process);
 	if (!has(process, RM_PAGES) || member == MEMBER_SWAP || !change)
 		return 0;
-	return charge_pages(process, change, own);
+	return charge_pages(process, thread_of(task), change, own);
 }
 
 #endif

@@ -16,6 +16,23 @@
 #define READ_OTHERS READ_USER
 #endif
 
+struct near; /* what the reads of a walk know of each other (direct.bpf.h) */
+
+/*
+ * What every walk reads. Where a word is read for less than a block is, of a block those that are wanted: its place for `bytes`, or 0,
+ * and the word at an offset from there. What was taken so counts if it holds afterwards.
+ */
+#ifndef READ_NEAR
+#define READ_NEAR(near, to, from) ((void)(near), READ_USER(to, sizeof(*(to)), from))
+#define WORDS_NEAR(near, from, bytes) ((void)(near), (void)(from), (void)(bytes), 0ull)
+#define WORD_OF(at, offset) ((void)(at), (void)(offset), 0ull)
+#define WORDS_HOLD(near) ((void)(near), false)
+#endif
+/* A function that the verifier looks into by itself, and not for each way there is to it. */
+#ifndef VERIFIED_ONCE
+#define VERIFIED_ONCE static __always_inline
+#endif
+
 enum {
 	KEY_LIMIT = 1024,    /* PTHREAD_KEYS_MAX of glibc */
 	KEYS_OF_BLOCK = 32,  /* PTHREAD_KEY_2NDLEVEL_SIZE of glibc, nptl/descr.h */
@@ -43,6 +60,41 @@ static __always_inline __u64 field64(const union fields *fields, __u32 offset)
 static __always_inline __u32 field32(const union fields *fields, __u32 offset)
 {
 	return fields->halves[offset >> 2 & 31];
+}
+
+/* Of a frame the words in which the fields that are wanted stand; of one that the layout has not, any. */
+struct frame_words {
+	__u64 back;
+	__u64 code;
+	__u64 position;
+	__u64 owner;
+	__u64 bytecode_index;
+};
+
+/* And of a code object. */
+struct code_words {
+	__u64 line_table;
+	__u64 filename;
+	__u64 name;
+	__u64 first_line;
+	__u64 version;
+};
+
+/* A field of four bytes, or of one, in its word. */
+static __always_inline __u32 half_of(__u64 word, __u32 offset)
+{
+	return word >> (offset & 4) * 8;
+}
+
+static __always_inline __u8 byte_of(__u64 word, __u32 offset)
+{
+	return word >> (offset & 7) * 8;
+}
+
+/* A field's word that stands at the place. Near whatever the layout says. */
+static __always_inline __u64 word_near(__u64 at, __u32 offset)
+{
+	return WORD_OF(at, offset & 0x78);
 }
 
 static __always_inline __u64 mix(__u64 hash, __u64 value)
@@ -157,23 +209,23 @@ static __always_inline __u32 find_slot(struct rm_process *process, __u64 fsbase,
 }
 
 /* The PyThreadState in a slot. Returns a stack status. */
-static __always_inline __u32 read_thread_state(__u64 slot, __u64 *thread_state)
+static __always_inline __u32 read_thread_state(struct near *near, __u64 slot, __u64 *thread_state)
 {
 	*thread_state = 0;
-	if (READ_USER(thread_state, sizeof(*thread_state), slot))
+	if (READ_NEAR(near, thread_state, slot))
 		return RM_STACK_UNREADABLE;
 	return *thread_state ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
 }
 
 /* The innermost frame's address in *frame. Returns a stack status. */
-static __always_inline __u32 innermost_frame(const struct rm_layout *layout, __u64 thread_state, __u64 *frame)
+static __always_inline __u32 innermost_frame(const struct rm_layout *layout, struct near *near, __u64 thread_state, __u64 *frame)
 {
 	__u64 at = 0;
 
 	*frame = 0;
-	if (READ_USER(&at, sizeof(at), thread_state + layout->thread_head))
+	if (READ_NEAR(near, &at, thread_state + layout->thread_head))
 		return RM_STACK_UNREADABLE;
-	if (layout->thread_head_hop != RM_ABSENT && at && READ_USER(&at, sizeof(at), at + layout->thread_head_hop))
+	if (layout->thread_head_hop != RM_ABSENT && at && READ_NEAR(near, &at, at + layout->thread_head_hop))
 		return RM_STACK_UNREADABLE;
 	*frame = at;
 	return at ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
@@ -222,12 +274,12 @@ static __always_inline bool has_frame(const struct rm_layout *layout, __u64 thre
  * next, nor when it is given back. One that another thread made, as _xxsubinterpreters takes where an interpreter is entered by another
  * thread than has made it, cannot be told from that thread's own work: the thread then is where it entered. From 3.12 on the slot is right.
  */
-static __always_inline __u64 running_state(const struct rm_process *process, __u64 own, __u64 *other)
+static __always_inline __u64 running_state(const struct rm_process *process, struct near *near, __u64 own, __u64 *other)
 {
 	const struct rm_layout *layout = &process->layout;
 	__u64 holder = 0, frame;
 
-	if (!process->holder_address || READ_USER(&holder, sizeof(holder), process->holder_address))
+	if (!process->holder_address || READ_NEAR(near, &holder, process->holder_address))
 		return own;
 	if (holder == own) {
 		*other = 0;
@@ -237,29 +289,29 @@ static __always_inline __u64 running_state(const struct rm_process *process, __u
 		return own;
 	if (holder && is_of_thread(layout, own, holder, holder == *other)) {
 		*other = holder;
-		return innermost_frame(layout, holder, &frame) == RM_STACK_COMPLETE ? holder : own;
+		return innermost_frame(layout, near, holder, &frame) == RM_STACK_COMPLETE ? holder : own;
 	}
 	return *other && is_of_thread(layout, own, *other, false) && has_frame(layout, *other) ? *other : own;
 }
 
 /* Two code objects at one address differ in this: their version where Python counts them, and where their line table and their names
  * stand (code.replace() gives new names to an old table). */
-static __always_inline __u32 fingerprint_of(const struct rm_layout *layout, const union fields *code)
+static __always_inline __u32 fingerprint_of(const struct rm_layout *layout, const struct code_words *code)
 {
-	__u32 table = field64(code, layout->code_line_table) >> 4;
-	__u32 filename = field64(code, layout->code_filename) >> 4;
-	__u32 name = field64(code, layout->code_name) >> 4;
-	__u32 version = layout->code_version != RM_ABSENT ? field32(code, layout->code_version) : 0;
+	__u32 table = code->line_table >> 4;
+	__u32 filename = code->filename >> 4;
+	__u32 name = code->name >> 4;
+	__u32 version = layout->code_version != RM_ABSENT ? half_of(code->version, layout->code_version) : 0;
 
 	return (table ^ filename * 0x85ebca6bu ^ name * 0xc2b2ae35u ^ version * 0x9e3779b1u ^
-		field32(code, layout->code_first_line) << 20) | 1;
+		half_of(code->first_line, layout->code_first_line) << 20) | 1;
 }
 
 /*
  * Where the bytecode begins that a frame executes: in the code object, or a copy of it that the thread has for itself. 0: it cannot be
  * read.
  */
-static __always_inline __u64 bytecode_of(const struct rm_layout *layout, const union fields *frame, __u64 code)
+static __always_inline __u64 bytecode_of(const struct rm_layout *layout, const struct frame_words *frame, __u64 code)
 {
 	__u64 copies = 0, start = 0;
 
@@ -267,22 +319,22 @@ static __always_inline __u64 bytecode_of(const struct rm_layout *layout, const u
 		return code + layout->code_bytecode;
 	if (READ_USER(&copies, sizeof(copies), code + layout->code_thread_bytecode) ||
 	    READ_USER(&start, sizeof(start), copies + layout->thread_bytecode_entries +
-					     8 * (__u64)field32(frame, layout->frame_bytecode_index)))
+					     8 * (__u64)half_of(frame->bytecode_index, layout->frame_bytecode_index)))
 		return 0;
 	return start;
 }
 
-static __always_inline __s32 position_of(const struct rm_layout *layout, const union fields *frame, __u64 bytecode)
+static __always_inline __s32 position_of(const struct rm_layout *layout, const struct frame_words *frame, __u64 bytecode)
 {
 	__s64 distance;
 
 	if (layout->position_kind == RM_POSITION_BYTES)
-		return field32(frame, layout->frame_position);
+		return half_of(frame->position, layout->frame_position);
 	if (layout->position_kind == RM_POSITION_UNITS) {
-		__s32 unit = field32(frame, layout->frame_position);
+		__s32 unit = half_of(frame->position, layout->frame_position);
 		return unit < 0 ? -1 : unit * 2;
 	}
-	distance = field64(frame, layout->frame_position) - bytecode;
+	distance = frame->position - bytecode;
 	return distance < 0 || distance > (1 << 28) ? -1 : (__s32)distance;
 }
 
@@ -296,14 +348,14 @@ static __always_inline bool is_jitted(const struct rm_layout *layout, __u64 thre
 }
 
 /* Is this frame one that the interpreter pushed for itself? */
-static __always_inline bool is_shim(const struct rm_layout *layout, const union fields *frame)
+static __always_inline bool is_shim(const struct rm_layout *layout, const struct frame_words *frame)
 {
 	return layout->frame_owner != RM_ABSENT && layout->owner_skip != RM_ABSENT &&
-	       (frame->bytes[layout->frame_owner & 127] & 0x7f) >= layout->owner_skip;
+	       (byte_of(frame->owner, layout->frame_owner) & 0x7f) >= layout->owner_skip;
 }
 
 /* Does the interpreter of this thread state collect garbage? Which one that is: 0 where all do at one time. */
-static __always_inline bool is_collecting(const struct rm_process *process, __u64 thread_state, __u64 *interpreter)
+static __always_inline bool is_collecting(const struct rm_process *process, struct near *near, __u64 thread_state, __u64 *interpreter)
 {
 	const struct rm_layout *layout = &process->layout;
 	__u64 at = process->collecting_address;
@@ -311,11 +363,11 @@ static __always_inline bool is_collecting(const struct rm_process *process, __u6
 
 	*interpreter = 0;
 	if (layout->interpreter_collecting != RM_ABSENT) {
-		if (READ_USER(interpreter, sizeof(*interpreter), thread_state + layout->thread_interpreter) || !*interpreter)
+		if (READ_NEAR(near, interpreter, thread_state + layout->thread_interpreter) || !*interpreter)
 			return false;
 		at = *interpreter + layout->interpreter_collecting;
 	}
-	return at && !READ_USER(&collecting, sizeof(collecting), at) && collecting;
+	return at && !READ_NEAR(near, &collecting, at) && collecting;
 }
 
 /* Is this thread state the only one of its interpreter? */
@@ -357,13 +409,13 @@ struct collection {
  * frames, and is theirs. Where one of those releases first, the collector is known when the stack is less deep again. A stack that moves
  * on is not the one. `stack` is a hash of `depth` frames.
  */
-static __always_inline bool is_collectors(struct rm_process *process, struct collection *met, __u64 thread_state, __u64 stack, __u32 depth,
+static __always_inline bool is_collectors(struct rm_process *process, struct near *near, struct collection *met, __u64 thread_state, __u64 stack, __u32 depth,
 					  bool releases)
 {
 	__u64 interpreter;
 	bool known;
 
-	if (!is_collecting(process, thread_state, &interpreter)) {
+	if (!is_collecting(process, near, thread_state, &interpreter)) {
 		met->depth = 0;
 		if (process->collector && process->collected == interpreter)
 			process->collector = 0;
@@ -387,9 +439,97 @@ static __always_inline bool is_collectors(struct rm_process *process, struct col
 	return depth == met->depth && met->stack;
 }
 
+/* Reads what is wanted of a frame, by one call. 0: it is read. */
+VERIFIED_ONCE int copy_frame(const struct rm_layout *layout, struct frame_words *frame, __u64 from)
+{
+	union fields fields = {};
+	__u32 bytes;
+
+	if (!layout || !frame)
+		return 1;
+	bytes = layout->frame_bytes;
+	if (bytes > RM_FRAME_READ)
+		bytes = RM_FRAME_READ;
+	if (READ_USER(&fields, bytes, from + layout->frame_base))
+		return 1;
+	frame->back = field64(&fields, layout->frame_back);
+	frame->code = field64(&fields, layout->frame_code);
+	frame->position = field64(&fields, layout->frame_position);
+	frame->owner = field64(&fields, layout->frame_owner);
+	frame->bytecode_index = field64(&fields, layout->frame_bytecode_index);
+	return 0;
+}
+
+/* And of a code object, to tell it from another. */
+VERIFIED_ONCE int copy_code(const struct rm_layout *layout, struct code_words *code, __u64 from)
+{
+	union fields fields = {};
+
+	if (!layout || !code || READ_USER(&fields, RM_CODE_READ, from + layout->code_base))
+		return 1;
+	code->line_table = field64(&fields, layout->code_line_table);
+	code->filename = field64(&fields, layout->code_filename);
+	code->name = field64(&fields, layout->code_name);
+	code->first_line = field64(&fields, layout->code_first_line);
+	code->version = field64(&fields, layout->code_version);
+	return 0;
+}
+
+/* Where single words are had for less, by these. False: it cannot be read. */
+static __always_inline bool read_frame(const struct rm_layout *layout, struct near *near, struct frame_words *frame, __u64 from)
+{
+	__u64 at = WORDS_NEAR(near, from + layout->frame_base, layout->frame_bytes);
+
+	if (at) {
+		frame->back = word_near(at, layout->frame_back);
+		frame->code = word_near(at, layout->frame_code);
+		frame->position = word_near(at, layout->frame_position);
+		frame->owner = word_near(at, layout->frame_owner);
+		frame->bytecode_index = word_near(at, layout->frame_bytecode_index);
+		if (WORDS_HOLD(near))
+			return true;
+	}
+	return !copy_frame(layout, frame, from);
+}
+
+static __always_inline bool read_code(const struct rm_layout *layout, struct near *near, struct code_words *code, __u64 from)
+{
+	__u64 at = WORDS_NEAR(near, from + layout->code_base, RM_CODE_READ);
+
+	if (at) {
+		code->line_table = word_near(at, layout->code_line_table);
+		code->filename = word_near(at, layout->code_filename);
+		code->name = word_near(at, layout->code_name);
+		code->first_line = word_near(at, layout->code_first_line);
+		code->version = word_near(at, layout->code_version);
+		if (WORDS_HOLD(near))
+			return true;
+	}
+	return !copy_code(layout, code, from);
+}
+
+/* What is read of a frame and of its code object. */
+struct frame_read {
+	struct frame_words frame;
+	struct code_words code;
+	__u64 address; /* of the code object */
+	__u64 has_code; /* 0: a code object in the file itself (deep-frozen modules), whose page is not there yet */
+};
+
+/* Reads the frame at `from`. 0: it is read. */
+VERIFIED_ONCE int read_frame_and_code(const struct rm_layout *layout, struct near *near, struct frame_read *read, __u64 from)
+{
+	if (!layout || !read || !read_frame(layout, near, &read->frame, from))
+		return 1;
+	read->address = read->frame.code & ~(__u64)layout->frame_code_tags;
+	read->has_code = read_code(layout, near, &read->code, read->address);
+	return 0;
+}
+
 /* A walk under way. */
 struct walk {
 	const struct rm_process *process;
+	struct near *near;
 	struct rm_stack_event *stack;
 	__u64 frame;
 	__u64 hash;
@@ -402,34 +542,28 @@ static long walk_step(__u32 index, struct walk *walk)
 {
 	const struct rm_layout *layout = &walk->process->layout;
 	struct rm_frame *out = &walk->stack->frames[walk->used & (RM_MAX_FRAMES - 1)];
-	union fields frame = {}, head = {};
-	__u32 bytes = layout->frame_bytes;
-	__u64 code, bytecode;
+	struct frame_read read = {};
+	__u64 bytecode;
 
 	(void)index;
-	if (bytes > RM_FRAME_READ)
-		bytes = RM_FRAME_READ;
-	if (READ_USER(&frame, bytes, walk->frame + layout->frame_base)) {
+	if (read_frame_and_code(layout, walk->near, &read, walk->frame)) {
 		walk->status = RM_STACK_UNREADABLE;
 		return 1;
 	}
-	if (!is_shim(layout, &frame)) {
-		code = field64(&frame, layout->frame_code) & ~(__u64)layout->frame_code_tags;
-		bytecode = bytecode_of(layout, &frame, code);
+	if (!is_shim(layout, &read.frame)) {
+		bytecode = bytecode_of(layout, &read.frame, read.address);
 		if (!bytecode) {
 			walk->status = RM_STACK_UNREADABLE;
 			return 1;
 		}
-		out->code = code;
-		/* 0, "not readable now": a code object in the file itself (deep-frozen modules), whose page is not there yet */
-		out->fingerprint = READ_USER(&head, RM_CODE_READ, code + layout->code_base) ?
-					   0 : fingerprint_of(layout, &head);
-		out->position = position_of(layout, &frame, bytecode);
-		walk->hash = mix(walk->hash, code);
+		out->code = read.address;
+		out->fingerprint = read.has_code ? fingerprint_of(layout, &read.code) : 0; /* 0: not readable now */
+		out->position = position_of(layout, &read.frame, bytecode);
+		walk->hash = mix(walk->hash, read.address);
 		walk->hash = mix(walk->hash, (__u64)out->fingerprint << 32 | (__u32)out->position);
 		walk->used++;
 	}
-	walk->frame = field64(&frame, layout->frame_back);
+	walk->frame = read.frame.back;
 	return !walk->frame;
 }
 
@@ -439,15 +573,16 @@ static long walk_step(__u32 index, struct walk *walk)
 #endif
 
 /* Walks the frames of `thread_state` into stack->frames, innermost first, and hashes them into stack->stack. */
-static __always_inline __u32 walk_frames(const struct rm_process *process, __u64 thread_state, struct rm_stack_event *stack)
+static __always_inline __u32 walk_frames(const struct rm_process *process, struct near *near, __u64 thread_state, struct rm_stack_event *stack)
 {
 	struct walk walk = {
 		.process = process,
+		.near = near,
 		.stack = stack,
 		.hash = mix(0x726d70726f66ull, process->id),
 	};
 
-	walk.status = innermost_frame(&process->layout, thread_state, &walk.frame);
+	walk.status = innermost_frame(&process->layout, near, thread_state, &walk.frame);
 	if (walk.status == RM_STACK_COMPLETE)
 		WALK_LOOP(RM_MAX_FRAMES, walk_step, &walk);
 	if (walk.status == RM_STACK_COMPLETE && walk.frame)

@@ -6,6 +6,7 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
 
+#include "direct.bpf.h"
 #include "compat.bpf.h"
 #include "python.bpf.h"
 #include "maps.bpf.h"

@@ -37,6 +37,7 @@ enum rm_limits {
 	RM_PAGE = 4096,
 	RM_CALLER_WORDS = 16,     /* above the stack pointer at an mmap: how far pymalloc's return address may be */
 	RM_RESERVED = 16,         /* ranges of address space that mimalloc has reserved and hands out page by page */
+	RM_DIRECT_KNOWN = 4,      /* pages by which it is tried where the kernel has all memory */
 	RM_NATIVE_STACK = 4096, /* bytes of a thread's own stack that travel with the first sight of a call */
 };
 
@@ -153,6 +154,16 @@ struct rm_constants {
 	rm_u64 alarm_bytes[RM_ALARMS]; /* resident memory above which user space is told (--on-limit); 0: no alarm, nor after it */
 	rm_u32 alarms_of_growth; /* a bit an alarm: its bytes are what resident memory may grow by within a second */
 	rm_u32 alarms_of_total;  /* a bit an alarm: they are what all processes together may have resident */
+};
+
+/* Where the kernel has all memory mapped for itself, and how it is looked for. */
+struct rm_direct {
+	rm_u64 base;     /* 0: not known */
+	rm_u64 from;     /* it is this, or some gibibytes below; 0: below a table of pages of the process that looks for it */
+	rm_u64 words[2]; /* what stands there ... */
+	rm_u64 known[RM_DIRECT_KNOWN]; /* ... at these addresses of that process, each in a page of its own */
+	rm_u32 levels;    /* of tables of pages */
+	rm_u32 gibibytes; /* how many are tried; 0: it is not looked for */
 };
 
 /* Addresses from `start` up to `end`; start 0: none. */

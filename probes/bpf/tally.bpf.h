@@ -6,14 +6,18 @@
 #ifndef TALLY_BPF_H
 #define TALLY_BPF_H
 
+static __always_inline __u64 thread_pointer_of(struct task_struct *task)
+{
+#if defined(__TARGET_ARCH_x86)
+	return task->thread.fsbase;
+#else
+	return task->thread.uw.tp_value;
+#endif
+}
+
 static __always_inline __u64 thread_pointer(void)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-#if defined(__TARGET_ARCH_x86)
-	return BPF_CORE_READ(task, thread.fsbase);
-#else
-	return BPF_CORE_READ(task, thread.uw.tp_value);
-#endif
+	return thread_pointer_of((struct task_struct *)bpf_get_current_task_btf());
 }
 
 /* Reads the running thread's struct rm_tally_thread. False: there is none, or it cannot be read. */

@@ -165,10 +165,10 @@ static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 		if (status != RM_STACK_COMPLETE)
 			goto known;
 	}
-	status = read_thread_state(last.slot, &own);
+	status = read_thread_state(0, last.slot, &own);
 	if (status != RM_STACK_COMPLETE)
 		goto known;
-	state = running_state(process, own, &last.other);
+	state = running_state(process, 0, own, &last.other);
 	if (unlikely(is_ending(process, own)))
 		status = RM_STACK_NO_THREAD;
 	else if (unlikely(t->refused))
@@ -179,7 +179,7 @@ static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 		status = walk_with_care(t, state, &hash, &depth);
 	else
 		status = walk(t, state, &hash, &depth, false);
-	last.collector = status == RM_STACK_COMPLETE && is_collectors(process, &last.collection, state, hash, depth, !frame);
+	last.collector = status == RM_STACK_COMPLETE && is_collectors(process, 0, &last.collection, state, hash, depth, !frame);
 	if (unlikely(last.collector))
 		hash ^= 0xa0761d6478bd642full;
 	if (unlikely(status == RM_STACK_TRUNCATED))

@@ -316,7 +316,9 @@ fn root_a_pool_of_celery_whose_tasks_leak() {
             check(&report, mode, &program, "handle", &served);
         }
         queue.end();
-        server.end();
+        // Killed: its own end may wait for ever for a lock of its queue that a process it has replaced held (billiard 4.3,
+        // Pool._help_stuff_finish).
+        drop(server);
     }
 }
 

@@ -30,7 +30,7 @@ __u32 host_find_thread_state(host_reader *read, void *context, struct rm_process
 	reader_context = context;
 	*thread_state = 0;
 	status = find_slot(process, fsbase, &slot);
-	return status == RM_STACK_COMPLETE ? read_thread_state(slot, thread_state) : status;
+	return status == RM_STACK_COMPLETE ? read_thread_state(0, slot, thread_state) : status;
 }
 
 /* The thread state whose code runs, where the slot has `own`. */
@@ -38,7 +38,7 @@ __u64 host_running_state(host_reader *read, void *context, const struct rm_proce
 {
 	reader = read;
 	reader_context = context;
-	return running_state(process, own, other);
+	return running_state(process, 0, own, other);
 }
 
 __u32 host_walk_frames(host_reader *read, void *context, const struct rm_process *process, __u64 thread_state,
@@ -46,5 +46,5 @@ __u32 host_walk_frames(host_reader *read, void *context, const struct rm_process
 {
 	reader = read;
 	reader_context = context;
-	return walk_frames(process, thread_state, stack);
+	return walk_frames(process, 0, thread_state, stack);
 }

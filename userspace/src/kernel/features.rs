@@ -118,7 +118,8 @@ fn loads(name: &'static str, mode: Mode) -> Answer {
     let found = match Kernel::load(wanted, How::default()) {
         Ok((kernel, _, _)) => {
             let by = Loader::default().name();
-            Ok(format!("loaded by {by} and attached ({:?} probes)", kernel.rung).to_lowercase())
+            let reads = if kernel.direct { "memory read directly" } else { "memory read by calls" };
+            Ok(format!("loaded by {by} and attached ({:?} probes, {reads})", kernel.rung).to_lowercase())
         }
         Err(error) => Err(error.to_string()),
     };

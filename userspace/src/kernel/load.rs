@@ -12,6 +12,7 @@ use super::attach::{self, Attacher, HeapPrograms, Rung};
 use super::backend::{Loaded, Loader, Settings};
 use super::bpf;
 use super::counters::{FAULT_RECURSION_MISSES, RECURSION_MISSES};
+use super::direct::{self, Words};
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
 use super::map::possible_cpus;
@@ -127,6 +128,8 @@ pub struct Kernel {
     links: Vec<OwnedFd>,
     /// Which rung of the ladder holds.
     pub rung: Rung,
+    /// Memory of programs is read where the kernel has all memory, not by a call each time.
+    pub direct: bool,
 }
 
 impl Kernel {
@@ -324,6 +327,9 @@ fn assemble(
         codes: loaded.take_map("codes")?,
         arenas: Arc::clone(&attacher.arenas),
     };
+    let words = Words::new().map_err(LoadError::Descriptor)?;
+    let direct_map = loaded.take_map("direct_map")?;
+    words.tell(&direct_map, procfs_pages().unwrap_or_default()).map_err(LoadError::Descriptor)?;
     let measured = bpf::run(loaded.program("measure_cpus")?, &[]).map_err(|error| {
         LoadError::refused(&format!("measure_cpus cannot be run: {error}"), "", error.raw_os_error())
     })?;
@@ -336,7 +342,11 @@ fn assemble(
         let counter = if name == FAULT { FAULT_RECURSION_MISSES } else { RECURSION_MISSES };
         tracing.push((counter, loaded.take_program(name)?));
     }
-    Ok((Kernel { links, rung }, attacher, Drain::new(loaded.into_records(), maps, tracing)))
+    Ok((
+        Kernel { links, rung, direct: direct::is_found(&direct_map) },
+        attacher,
+        Drain::new(loaded.into_records(), maps, tracing),
+    ))
 }
 
 fn tracing_programs(what: Wanted) -> impl Iterator<Item = &'static str> {

@@ -6,6 +6,7 @@ mod attach;
 mod backend;
 mod bpf;
 pub mod counters;
+mod direct;
 mod drain;
 pub mod event;
 pub mod features;
