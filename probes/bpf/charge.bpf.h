@@ -123,6 +123,20 @@ static __always_inline void siteless_bytes(__u32 direction, __u64 bytes)
 		__sync_fetch_and_add(value, bytes);
 }
 
+/* A function of its own for its stack, which is not on that of all who look for a site. */
+__noinline int make_site(struct thread *thread, __u32 process)
+{
+	struct rm_site_key key = { .process = process };
+	struct rm_site fresh = {};
+
+	if (!thread)
+		return 0;
+	key.stack = thread->stack.stack;
+	fresh.status = thread->stack.status;
+	bpf_map_update_elem(&sites, &key, &fresh, BPF_NOEXIST);
+	return 0;
+}
+
 /* The site of thread->stack, made and announced at first sight. NULL: full, and counted. */
 static __always_inline struct rm_site *site_of(struct rm_process *process, struct thread *thread)
 {
@@ -130,9 +144,7 @@ static __always_inline struct rm_site *site_of(struct rm_process *process, struc
 	struct rm_site *site = bpf_map_lookup_elem(&sites, &key);
 
 	if (!site) {
-		struct rm_site fresh = { .status = thread->stack.status };
-
-		bpf_map_update_elem(&sites, &key, &fresh, BPF_NOEXIST);
+		make_site(thread, process->id);
 		site = bpf_map_lookup_elem(&sites, &key);
 		if (!site) {
 			count(RM_COUNT_SITES_FULL);
@@ -169,6 +181,7 @@ __noinline int tally_stack(struct rm_process *process, struct thread *thread, __
 {
 	struct rm_tally_key key = { .site = site };
 	struct native native = {};
+	__u64 stack;
 
 	if (!process || !thread || site >= RM_TALLY_SITES)
 		return 0;
@@ -177,7 +190,8 @@ __noinline int tally_stack(struct rm_process *process, struct thread *thread, __
 		native = caller_of_frame(process, frame);
 	walk(process, thread, &native, collector ? DEED_OF_COLLECTOR : DEED_OF_LINE);
 	site_of(process, thread);
-	if (bpf_map_update_elem(&tally_stacks, &key, &thread->stack.stack, BPF_ANY))
+	stack = thread->stack.stack; /* kernels before 6.2 take no value that is an argument's */
+	if (bpf_map_update_elem(&tally_stacks, &key, &stack, BPF_ANY))
 		count(RM_COUNT_TALLY_STACKS_FULL);
 	return 0;
 }

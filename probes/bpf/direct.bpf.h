@@ -17,6 +17,8 @@
 extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak; /* Linux 6.2 */
 #endif
 
+#include "frame.bpf.h"
+
 enum { NEAR_REGIONS = 8 };
 
 /*
@@ -36,7 +38,10 @@ struct near {
 	__u64 region_entry;
 	__u64 page_place;
 	__u64 page_entry;
+	struct reading reading;
 };
+#define READING_OF(near) (&(near)->reading)
+#define CAN_READ(near) ((near) != 0)
 #define NO_REGION (~0ull)
 
 /* The first field of these is what is read by a cast: an address that cannot be read gives 0. */
@@ -234,22 +239,29 @@ static __always_inline long read_near(struct near *near, void *to, __u32 size, _
 #define WORD_OF(at, offset) kernel_word((void *)((at) + (offset)))
 #define WORDS_HOLD(near) is_still_there(near)
 
+/* index: 0. value: what is known of the memory of the process that looks. Used once, as direct_map. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct near);
+} search_near SEC(".maps");
+
 struct direct_search {
 	struct rm_direct *direct;
+	struct near *near;
 	__u64 top; /* table of tables */
 	__u64 from;
 };
 
-static __always_inline bool is_direct(const struct rm_direct *direct)
+static __always_inline bool is_direct(const struct rm_direct *direct, struct near *near)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-	struct near near = {};
 	__u32 index;
 	__u64 at;
 
-	begin_near(&near, task);
+	begin_near(near, (struct task_struct *)bpf_get_current_task_btf());
 	for (index = 0; index < RM_DIRECT_KNOWN; index++) {
-		at = near_address(&near, direct->known[index], sizeof(direct->words));
+		at = near_address(near, direct->known[index], sizeof(direct->words));
 		if (!at || kernel_word((void *)at) != direct->words[0] || kernel_word((void *)(at + 8)) != direct->words[1])
 			return false;
 	}
@@ -267,7 +279,7 @@ static long search_step(__u32 index, struct direct_search *search)
 	if (!search->direct->from && (entry & ENTRY_ADDRESS) >> 30 >= direct->gibibytes)
 		return 0;
 	direct->base = search->from - ((__u64)(index >> 1) << 30);
-	if (is_direct(direct))
+	if (is_direct(direct, search->near))
 		return 1;
 	direct->base = 0;
 	return 0;
@@ -285,7 +297,8 @@ static __always_inline void find_direct(void)
 	__u32 zero = 0;
 
 	search.direct = bpf_map_lookup_elem(&direct_map, &zero);
-	if (!can_cast() || !search.direct)
+	search.near = bpf_map_lookup_elem(&search_near, &zero);
+	if (!can_cast() || !search.direct || !search.near)
 		return;
 	search.top = kernel_word((void *)task->mm + bpf_core_field_offset(struct mm_struct, pgd));
 	search.from = search.direct->from ? search.direct->from : search.top & ~((1ull << 30) - 1);

@@ -5,17 +5,6 @@
 
 enum { SMALL_PART_RECORD = __builtin_offsetof(struct rm_part_event, data) + RM_SMALL_PART };
 
-/* What a piece is of. */
-struct whole {
-	__u64 code;
-	__u64 address;
-	__u32 process;
-	__u32 fingerprint;
-	__u32 part;
-	__u32 kind;
-	__u32 total;
-};
-
 static __always_inline void fill_part(struct rm_part_event *record, const struct whole *whole, __u32 offset, __u32 bytes)
 {
 	record->event.kind = RM_EVENT_PART;
@@ -34,9 +23,14 @@ static __always_inline void fill_part(struct rm_part_event *record, const struct
 	bpf_ringbuf_submit(record, wakeup_flags());
 }
 
+struct pieces {
+	const struct whole *whole;
+};
+
 /* Sends one piece. Returns 1 after the last. */
-static long announce_piece(__u32 index, const struct whole *whole)
+static long announce_piece(__u32 index, const struct pieces *pieces)
 {
+	const struct whole *whole = pieces->whole;
 	__u32 offset = index * RM_LARGE_PART, bytes;
 	struct rm_part_event *record;
 
@@ -65,12 +59,11 @@ full:
 /* Sends `whole` in pieces. A global function: verified once, by itself. */
 __noinline int announce_whole(const struct whole *whole)
 {
-	struct whole copy; /* the loop takes nothing but what stands on its own stack */
+	struct pieces pieces = { .whole = whole }; /* the loop takes nothing but what stands on its own stack */
 
 	if (!whole || whole->total > RM_LONGEST_PART)
 		return 0;
-	copy = *whole;
-	bpf_loop(RM_LONGEST_PART / RM_LARGE_PART, announce_piece, &copy, 0);
+	bpf_loop(RM_LONGEST_PART / RM_LARGE_PART, announce_piece, &pieces, 0);
 	return 0;
 }
 
@@ -123,41 +116,52 @@ static __always_inline bool find_bytes(const struct rm_layout *layout, struct wh
 	return true;
 }
 
+static __always_inline void begin_part(struct whole *part, const struct code_key *key, __u32 which)
+{
+	part->code = key->code;
+	part->address = 0;
+	part->process = key->process;
+	part->fingerprint = key->fingerprint;
+	part->part = which;
+	part->kind = 0;
+	part->total = 0;
+}
+
 /* Sends a code object that has not been sent. What does not fit goes ahead of its record. A global function: verified once, by itself. */
 __noinline int announce_code(struct rm_process *process, __u64 code, __u32 fingerprint)
 {
 	struct code_key key = { .code = code, .fingerprint = fingerprint };
-	struct whole filename = { .code = code, .fingerprint = fingerprint, .part = RM_PART_FILENAME };
-	struct whole name, qualname, table;
+	struct thread *thread = current_thread();
+	struct announcement *parts;
 	const struct rm_layout *layout;
 	struct rm_code_event *record;
-	union fields fields = {};
-	__u32 flags = 0;
+	union fields *fields;
+	__u32 flags = 0, bytes;
 	__u8 yes = 1;
 
-	if (!process)
+	if (!process || !thread)
 		return 0;
 	layout = &process->layout;
-	key.process = filename.process = process->id;
+	parts = &thread->announcement;
+	fields = &thread->near.reading.fields;
+	key.process = process->id;
 	if (bpf_map_lookup_elem(&codes, &key))
 		return 0;
-	if (bpf_probe_read_user(&fields, RM_CODE_READ, (void *)(code + layout->code_base)))
+	if (bpf_probe_read_user(fields, RM_CODE_READ, (void *)(code + layout->code_base)))
 		goto unreadable;
-	name = qualname = table = filename;
-	if (layout->lines_mended) {
-		table.part = RM_PART_BYTECODE;
-		if (!find_bytes(layout, &table, field64(&fields, layout->code_code), 0))
-			goto unreadable;
-	}
-	table.part = RM_PART_TABLE;
-	if (!find_bytes(layout, &table, field64(&fields, layout->code_line_table), RM_TABLE_BYTES))
+	begin_part(&parts->table, &key, RM_PART_BYTECODE);
+	if (layout->lines_mended && !find_bytes(layout, &parts->table, field64(fields, layout->code_code), 0))
 		goto unreadable;
-	name.part = RM_PART_NAME;
-	qualname.part = RM_PART_QUALNAME;
-	find_text(layout, &filename, field64(&fields, layout->code_filename), RM_FILENAME_BYTES);
-	find_text(layout, &name, field64(&fields, layout->code_name), RM_NAME_BYTES);
+	begin_part(&parts->table, &key, RM_PART_TABLE);
+	if (!find_bytes(layout, &parts->table, field64(fields, layout->code_line_table), RM_TABLE_BYTES))
+		goto unreadable;
+	begin_part(&parts->filename, &key, RM_PART_FILENAME);
+	begin_part(&parts->name, &key, RM_PART_NAME);
+	begin_part(&parts->qualname, &key, RM_PART_QUALNAME);
+	find_text(layout, &parts->filename, field64(fields, layout->code_filename), RM_FILENAME_BYTES);
+	find_text(layout, &parts->name, field64(fields, layout->code_name), RM_NAME_BYTES);
 	if (layout->code_qualname != RM_ABSENT)
-		find_text(layout, &qualname, field64(&fields, layout->code_qualname), RM_QUALNAME_BYTES);
+		find_text(layout, &parts->qualname, field64(fields, layout->code_qualname), RM_QUALNAME_BYTES);
 
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record)
@@ -166,18 +170,19 @@ __noinline int announce_code(struct rm_process *process, __u64 code, __u32 finge
 	record->event.process = key.process;
 	record->code = code;
 	record->fingerprint = fingerprint;
-	record->first_line = field32(&fields, layout->code_first_line);
-	if (!copy_text(&filename, &record->filename, record->filename_data, RM_FILENAME_BYTES))
+	record->first_line = field32(fields, layout->code_first_line);
+	if (!copy_text(&parts->filename, &record->filename, record->filename_data, RM_FILENAME_BYTES))
 		flags |= RM_CODE_NO_FILENAME;
-	if (!copy_text(&name, &record->name, record->name_data, RM_NAME_BYTES))
+	if (!copy_text(&parts->name, &record->name, record->name_data, RM_NAME_BYTES))
 		flags |= RM_CODE_NO_NAME;
-	if (!copy_text(&qualname, &record->qualname, record->qualname_data, RM_QUALNAME_BYTES))
+	if (!copy_text(&parts->qualname, &record->qualname, record->qualname_data, RM_QUALNAME_BYTES))
 		flags |= RM_CODE_NO_QUALNAME;
 	record->table_bytes = 0;
-	if (table.total > RM_TABLE_BYTES || bpf_probe_read_user(record->table, table.total, (void *)table.address))
+	bytes = parts->table.total;
+	if (bytes > RM_TABLE_BYTES || bpf_probe_read_user(record->table, bytes, (void *)parts->table.address))
 		flags |= RM_CODE_NO_TABLE;
 	else
-		record->table_bytes = table.total;
+		record->table_bytes = bytes;
 	record->flags = flags;
 	bpf_ringbuf_submit(record, wakeup_flags());
 	bpf_map_update_elem(&codes, &key, &yes, BPF_ANY);

@@ -181,7 +181,7 @@ __noinline int line_event(struct rm_process *process, struct thread *thread, __u
 		settle(process, thread);
 		thread->tally_highest = thread->tally_net; /* the library does the same when this probe returns */
 	}
-	if (what == WHAT_BEGIN && !copy_frame(&process->layout, &words, frame))
+	if (what == WHAT_BEGIN && !copy_frame(&process->layout, &thread->near, &words, frame))
 		position = position_of(&process->layout, &words, bytecode_of(&process->layout, &words, code));
 	place = find_active(thread, frame);
 	if (place) {
@@ -229,6 +229,7 @@ __noinline int mark_event(struct rm_process *process, __u64 code, __u64 number_a
 	__u32 number = number_and_asked >> 1, fingerprint = 0;
 	struct rm_mark_key key = { .number = number };
 	struct rm_mark fresh = {};
+	struct thread *thread = current_thread();
 	struct code_words words = {};
 	struct rm_mark_event *record;
 
@@ -239,7 +240,7 @@ __noinline int mark_event(struct rm_process *process, __u64 code, __u64 number_a
 		return 0;
 	}
 	key.process = process->id;
-	if (copy_code(&process->layout, &words, code))
+	if (!thread || copy_code(&process->layout, &thread->near, &words, code))
 		count(RM_COUNT_CODE_UNREADABLE);
 	else
 		fingerprint = fingerprint_of(&process->layout, &words);

@@ -84,10 +84,12 @@ static long bits_step_reserved(__u32 index, struct reserved_loop *loop)
 }
 
 /* The bits of a granule that are in reserved ranges. */
-static __always_inline __u64 reserved_bits(struct rm_process *process, __u64 granule)
+__noinline __u64 reserved_bits(struct rm_process *process, __u64 granule)
 {
 	struct reserved_loop loop = { .process = process, .start = granule };
 
+	if (!process)
+		return 0;
 	bpf_loop(RM_RESERVED, bits_step_reserved, &loop, 0);
 	return loop.bits;
 }
@@ -117,10 +119,12 @@ static long trim_step_reserved(__u32 index, struct reserved_loop *loop)
 }
 
 /* Addresses are given back. Returns whether some were of a reserved range. */
-static __always_inline bool trim_reserved(struct rm_process *process, __u64 start, __u64 end)
+__noinline int trim_reserved(struct rm_process *process, __u64 start, __u64 end)
 {
 	struct reserved_loop loop = { .process = process, .start = start, .end = end };
 
+	if (!process)
+		return 0;
 	bpf_loop(RM_RESERVED, trim_step_reserved, &loop, 0);
 	return loop.done;
 }
@@ -300,10 +304,17 @@ static __always_inline bool is_text(const struct rm_process *process, __u64 addr
 /* The words above the stack pointer at a mmap: one of them is where it returns to. */
 struct caller_loop {
 	struct rm_process *process;
-	__u64 words[RM_CALLER_WORDS];
+	const union fields *words;
 	__u32 first;
 	__u32 found;
 };
+
+static __always_inline bool has_caller_words(struct thread *thread, __u64 stack_pointer)
+{
+	union fields *words = &thread->near.reading.fields;
+
+	return !bpf_probe_read_user(words->words, sizeof(words->words), (void *)stack_pointer);
+}
 
 static long arena_step_caller(__u32 index, struct caller_loop *loop)
 {
@@ -311,7 +322,7 @@ static long arena_step_caller(__u32 index, struct caller_loop *loop)
 
 	if (index >= RM_CALLER_WORDS)
 		return 1;
-	word = loop->words[index];
+	word = loop->words->words[index];
 	known = &loop->process->arena_callers[index];
 	if (loop->first)
 		*known = is_text(loop->process, word) ? word : 0;
@@ -323,7 +334,7 @@ static long forget_step_caller(__u32 index, struct caller_loop *loop)
 {
 	if (index >= RM_CALLER_WORDS)
 		return 1;
-	if (loop->process->arena_callers[index] != loop->words[index])
+	if (loop->process->arena_callers[index] != loop->words->words[index])
 		loop->process->arena_callers[index] = 0;
 	return 0;
 }
@@ -332,7 +343,7 @@ static long text_step_caller(__u32 index, struct caller_loop *loop)
 {
 	if (index >= RM_CALLER_WORDS)
 		return 1;
-	loop->found |= is_text(loop->process, loop->words[index]);
+	loop->found |= is_text(loop->process, loop->words->words[index]);
 	return 0;
 }
 
@@ -341,15 +352,16 @@ static long text_step_caller(__u32 index, struct caller_loop *loop)
  * address in the interpreter. Between it and the system call may be an mmap of the allocator's (tcmalloc's), with old words in its
  * frame: what is not there again at the next arena is none.
  */
-static __always_inline bool is_arena_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
+static __always_inline bool is_arena_call(struct rm_process *process, struct thread *thread, __u64 stack_pointer)
 {
-	struct caller_loop loop = { .process = process, .first = !process->arena_caller };
+	struct caller_loop loop = { .process = process, .words = &thread->near.reading.fields, .first = !process->arena_caller };
+	const __u64 *arguments = thread->map_arguments;
 
 	if (arguments[0] || arguments[2] != RM_PROT_READ_WRITE || arguments[3] != RM_MAP_PRIVATE_ANONYMOUS)
 		return false;
 	if (loop.first && arguments[1] != process->layout.arena_bytes)
 		return false;
-	if (bpf_probe_read_user(loop.words, sizeof(loop.words), (void *)stack_pointer))
+	if (!has_caller_words(thread, stack_pointer))
 		return false;
 	bpf_loop(RM_CALLER_WORDS, arena_step_caller, &loop, 0);
 	if (!loop.found)
@@ -360,12 +372,11 @@ static __always_inline bool is_arena_call(struct rm_process *process, __u64 stac
 }
 
 /* Is this mmap mimalloc reserving address space, to be used page by page? Its flags are nobody else's of the interpreter. */
-static __always_inline bool is_reserve_call(struct rm_process *process, __u64 stack_pointer, const __u64 *arguments)
+static __always_inline bool is_reserve_call(struct rm_process *process, struct thread *thread, __u64 stack_pointer)
 {
-	struct caller_loop loop = { .process = process };
+	struct caller_loop loop = { .process = process, .words = &thread->near.reading.fields };
 
-	if (arguments[3] != process->layout.reserve_flags ||
-	    bpf_probe_read_user(loop.words, sizeof(loop.words), (void *)stack_pointer))
+	if (thread->map_arguments[3] != process->layout.reserve_flags || !has_caller_words(thread, stack_pointer))
 		return false;
 	bpf_loop(RM_CALLER_WORDS, text_step_caller, &loop, 0);
 	return loop.found;
@@ -458,14 +469,14 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	thread->map_arguments[2] = PT_REGS_PARM3_CORE_SYSCALL(regs);
 	thread->map_arguments[3] = PT_REGS_PARM4_CORE_SYSCALL(regs);
 	if (change == RM_MAP_MMAP) {
-		if ((process->flags & RM_PYTHON) && is_reserve_call(process, PT_REGS_SP_CORE(regs), thread->map_arguments)) {
+		if ((process->flags & RM_PYTHON) && is_reserve_call(process, thread, PT_REGS_SP_CORE(regs))) {
 			thread->map_call = MAP_RESERVE;
 			return 0;
 		}
 		/* A thread's stack, or address space reserved and not usable (glibc's heaps of threads, made inside free too). */
 		if ((thread->map_arguments[3] & RM_MAP_STACK) || thread->map_arguments[2] == RM_PROT_NONE)
 			return 0;
-		if ((process->flags & RM_PYTHON) && is_arena_call(process, PT_REGS_SP_CORE(regs), thread->map_arguments)) {
+		if ((process->flags & RM_PYTHON) && is_arena_call(process, thread, PT_REGS_SP_CORE(regs))) {
 			thread->map_call = MAP_ARENA;
 			return 0;
 		}

@@ -55,6 +55,26 @@ struct native {
 	__u64 returns; /* struct rm_native_event */
 };
 
+/* What pieces are of that travel by themselves. */
+struct whole {
+	__u64 code;
+	__u64 address;
+	__u32 process;
+	__u32 fingerprint;
+	__u32 part;
+	__u32 kind;
+	__u32 total;
+	__u32 pad;
+};
+
+/* The parts of a code object that is being sent. */
+struct announcement {
+	struct whole filename;
+	struct whole name;
+	struct whole qualname;
+	struct whole table;
+};
+
 /* What we keep of a thread. One writer: the thread itself. */
 struct thread {
 	__u32 depth; /* calls of the malloc family that have not returned */
@@ -83,6 +103,7 @@ struct thread {
 	__u32 limit_due; /* the process passed its limit in a system call of this thread: it is told at the end of that */
 	struct collection collection;
 	struct near near; /* for the rest of a walk */
+	struct announcement announcement; /* and of what it found */
 	struct native caller; /* of the outermost call of the malloc family under way */
 	struct native native; /* of the last walk */
 	__s64 net_before_work; /* of ours (own_work) */

@@ -16,7 +16,13 @@
 #define READ_OTHERS READ_USER
 #endif
 
+#include "frame.bpf.h"
+
 struct near; /* what the reads of a walk know of each other (direct.bpf.h) */
+#ifndef READING_OF
+#define READING_OF(near) ((void)(near), &(struct reading){})
+#define CAN_READ(near) ((void)(near), true)
+#endif
 
 /*
  * What every walk reads. Where a word is read for less than a block is, of a block those that are wanted: its place for `bytes`, or 0,
@@ -41,55 +47,6 @@ enum {
 };
 
 #define TLS_DTV_UNALLOCATED 0xffffffffffffffffull /* glibc, sysdeps/generic/dl-dtv.h */
-
-/*
- * What is read of a frame or a code object. On the stack of the program: copies there are cheaper to check for the kernel than
- * copies to the heap (mm/usercopy.c). Offsets into it are masked, so that any field stays inside whatever the layout says.
- */
-union fields {
-	__u64 words[16];
-	__u32 halves[32];
-	__u8 bytes[128];
-};
-
-static __always_inline __u64 field64(const union fields *fields, __u32 offset)
-{
-	return fields->words[offset >> 3 & 15];
-}
-
-static __always_inline __u32 field32(const union fields *fields, __u32 offset)
-{
-	return fields->halves[offset >> 2 & 31];
-}
-
-/* Of a frame the words in which the fields that are wanted stand; of one that the layout has not, any. */
-struct frame_words {
-	__u64 back;
-	__u64 code;
-	__u64 position;
-	__u64 owner;
-	__u64 bytecode_index;
-};
-
-/* And of a code object. */
-struct code_words {
-	__u64 line_table;
-	__u64 filename;
-	__u64 name;
-	__u64 first_line;
-	__u64 version;
-};
-
-/* A field of four bytes, or of one, in its word. */
-static __always_inline __u32 half_of(__u64 word, __u32 offset)
-{
-	return word >> (offset & 4) * 8;
-}
-
-static __always_inline __u8 byte_of(__u64 word, __u32 offset)
-{
-	return word >> (offset & 7) * 8;
-}
 
 /* A field's word that stands at the place. Near whatever the layout says. */
 static __always_inline __u64 word_near(__u64 at, __u32 offset)
@@ -440,38 +397,42 @@ static __always_inline bool is_collectors(struct rm_process *process, struct nea
 }
 
 /* Reads what is wanted of a frame, by one call. 0: it is read. */
-VERIFIED_ONCE int copy_frame(const struct rm_layout *layout, struct frame_words *frame, __u64 from)
+VERIFIED_ONCE int copy_frame(const struct rm_layout *layout, struct near *near, struct frame_words *frame, __u64 from)
 {
-	union fields fields = {};
+	union fields *fields;
 	__u32 bytes;
 
-	if (!layout || !frame)
+	if (!layout || !CAN_READ(near) || !frame)
 		return 1;
+	fields = &READING_OF(near)->fields;
 	bytes = layout->frame_bytes;
 	if (bytes > RM_FRAME_READ)
 		bytes = RM_FRAME_READ;
-	if (READ_USER(&fields, bytes, from + layout->frame_base))
+	if (READ_USER(fields, bytes, from + layout->frame_base))
 		return 1;
-	frame->back = field64(&fields, layout->frame_back);
-	frame->code = field64(&fields, layout->frame_code);
-	frame->position = field64(&fields, layout->frame_position);
-	frame->owner = field64(&fields, layout->frame_owner);
-	frame->bytecode_index = field64(&fields, layout->frame_bytecode_index);
+	frame->back = field64(fields, layout->frame_back);
+	frame->code = field64(fields, layout->frame_code);
+	frame->position = field64(fields, layout->frame_position);
+	frame->owner = field64(fields, layout->frame_owner);
+	frame->bytecode_index = field64(fields, layout->frame_bytecode_index);
 	return 0;
 }
 
 /* And of a code object, to tell it from another. */
-VERIFIED_ONCE int copy_code(const struct rm_layout *layout, struct code_words *code, __u64 from)
+VERIFIED_ONCE int copy_code(const struct rm_layout *layout, struct near *near, struct code_words *code, __u64 from)
 {
-	union fields fields = {};
+	union fields *fields;
 
-	if (!layout || !code || READ_USER(&fields, RM_CODE_READ, from + layout->code_base))
+	if (!layout || !CAN_READ(near) || !code)
 		return 1;
-	code->line_table = field64(&fields, layout->code_line_table);
-	code->filename = field64(&fields, layout->code_filename);
-	code->name = field64(&fields, layout->code_name);
-	code->first_line = field64(&fields, layout->code_first_line);
-	code->version = field64(&fields, layout->code_version);
+	fields = &READING_OF(near)->fields;
+	if (READ_USER(fields, RM_CODE_READ, from + layout->code_base))
+		return 1;
+	code->line_table = field64(fields, layout->code_line_table);
+	code->filename = field64(fields, layout->code_filename);
+	code->name = field64(fields, layout->code_name);
+	code->first_line = field64(fields, layout->code_first_line);
+	code->version = field64(fields, layout->code_version);
 	return 0;
 }
 
@@ -489,7 +450,7 @@ static __always_inline bool read_frame(const struct rm_layout *layout, struct ne
 		if (WORDS_HOLD(near))
 			return true;
 	}
-	return !copy_frame(layout, frame, from);
+	return !copy_frame(layout, near, frame, from);
 }
 
 static __always_inline bool read_code(const struct rm_layout *layout, struct near *near, struct code_words *code, __u64 from)
@@ -505,16 +466,8 @@ static __always_inline bool read_code(const struct rm_layout *layout, struct nea
 		if (WORDS_HOLD(near))
 			return true;
 	}
-	return !copy_code(layout, code, from);
+	return !copy_code(layout, near, code, from);
 }
-
-/* What is read of a frame and of its code object. */
-struct frame_read {
-	struct frame_words frame;
-	struct code_words code;
-	__u64 address; /* of the code object */
-	__u64 has_code; /* 0: a code object in the file itself (deep-frozen modules), whose page is not there yet */
-};
 
 /* Reads the frame at `from`. 0: it is read. */
 VERIFIED_ONCE int read_frame_and_code(const struct rm_layout *layout, struct near *near, struct frame_read *read, __u64 from)
@@ -542,28 +495,28 @@ static long walk_step(__u32 index, struct walk *walk)
 {
 	const struct rm_layout *layout = &walk->process->layout;
 	struct rm_frame *out = &walk->stack->frames[walk->used & (RM_MAX_FRAMES - 1)];
-	struct frame_read read = {};
+	struct frame_read *read = &READING_OF(walk->near)->read;
 	__u64 bytecode;
 
 	(void)index;
-	if (read_frame_and_code(layout, walk->near, &read, walk->frame)) {
+	if (read_frame_and_code(layout, walk->near, read, walk->frame)) {
 		walk->status = RM_STACK_UNREADABLE;
 		return 1;
 	}
-	if (!is_shim(layout, &read.frame)) {
-		bytecode = bytecode_of(layout, &read.frame, read.address);
+	if (!is_shim(layout, &read->frame)) {
+		bytecode = bytecode_of(layout, &read->frame, read->address);
 		if (!bytecode) {
 			walk->status = RM_STACK_UNREADABLE;
 			return 1;
 		}
-		out->code = read.address;
-		out->fingerprint = read.has_code ? fingerprint_of(layout, &read.code) : 0; /* 0: not readable now */
-		out->position = position_of(layout, &read.frame, bytecode);
-		walk->hash = mix(walk->hash, read.address);
+		out->code = read->address;
+		out->fingerprint = read->has_code ? fingerprint_of(layout, &read->code) : 0; /* 0: not readable now */
+		out->position = position_of(layout, &read->frame, bytecode);
+		walk->hash = mix(walk->hash, read->address);
 		walk->hash = mix(walk->hash, (__u64)out->fingerprint << 32 | (__u32)out->position);
 		walk->used++;
 	}
-	walk->frame = read.frame.back;
+	walk->frame = read->frame.back;
 	return !walk->frame;
 }
 

@@ -320,9 +320,10 @@ fn order(task: Task, program: &OwnedFd, file: &File, points: &[ProbePoint]) -> i
     Ok(order)
 }
 
-/// Asks the kernel what its multi-probe can do: a link on a process that cannot exist, on a file that cannot be probed. Kernels
-/// whose process filter is right refuse the process (EINVAL), earlier ones the file (EBADF); see libbpf's features.c.
+/// Asks the kernel what its multi-probe can do, by links on a file that cannot be probed. Kernels that have none refuse the kind
+/// (EINVAL), others the file (EBADF); of a process that cannot exist kernels whose filter is right refuse the process (EINVAL), earlier
+/// ones the file. See libbpf's features.c.
 pub(super) fn multi_filter_is_right(program: BorrowedFd<'_>) -> bool {
-    let link = bpf::link_multi(program.as_raw_fd(), (bpf::TRACE_UPROBE_MULTI, 0), u32::MAX, c"/", &[0], None);
-    link == -libc::EINVAL
+    let link = |pid| bpf::link_multi(program.as_raw_fd(), (bpf::TRACE_UPROBE_MULTI, 0), pid, c"/", &[0], None);
+    link(0) == -libc::EBADF && link(u32::MAX) == -libc::EINVAL
 }

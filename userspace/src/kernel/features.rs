@@ -61,7 +61,7 @@ pub fn ask() -> Vec<Answer> {
         },
         Answer {
             name: "session probes",
-            found: function("bpf_session_is_return"),
+            found: function("BPF_TRACE_UPROBE_SESSION"),
             cost: "a little more time to attach: Linux 6.13 or later has them",
         },
         Answer {

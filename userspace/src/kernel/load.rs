@@ -88,7 +88,7 @@ impl LoadError {
     /// The next step.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Refused { errno: Some(libc::EPERM | libc::EACCES), .. } => {
+            Self::Refused { errno: Some(libc::EPERM), .. } => {
                 "run with sudo, or give rmprof-bpf the capabilities that `rmprof-bpf doctor` lists"
             }
             Self::Missing(_) => "build again from a clean checkout",

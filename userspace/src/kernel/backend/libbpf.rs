@@ -33,10 +33,12 @@ fn keep_message(_: PrintLevel, text: String) {
 
 fn refused(error: &libbpf_rs::Error) -> LoadError {
     let said = MESSAGES.lock().map(|mut messages| std::mem::take(&mut *messages)).unwrap_or_default();
-    let errno = match error.kind() {
-        ErrorKind::PermissionDenied => Some(libc::EPERM),
-        _ => None,
-    };
+    // One kind for both: EPERM is about us, EACCES is the verifier's about the probes. Only the text tells.
+    let text = format!("{error:#}");
+    let errno = (error.kind() == ErrorKind::PermissionDenied).then_some([libc::EPERM, libc::EACCES]);
+    let errno = errno.and_then(|both| {
+        both.into_iter().find(|errno| text.ends_with(&io::Error::from_raw_os_error(*errno).to_string()))
+    });
     LoadError::refused(error, &said.join("\n"), errno)
 }
 

@@ -43,9 +43,9 @@ pub(super) fn load(mut open: OpenObject) -> libbpf_rs::Result<(Object, Vec<(Stri
     thread::scope(|scope| {
         let verifying = scope.spawn(|| programs.iter().map(Program::load).collect::<io::Result<Vec<_>>>());
         let object = open.load();
-        let loaded =
-            verifying.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"))??;
-        Ok((object?, loaded))
+        let loaded = verifying.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"))?;
+        // An object that is refused takes its maps with it, which the others then lack: what it says comes first.
+        Ok((object?, loaded?))
     })
 }
 
