@@ -1,13 +1,19 @@
-//! `cargo xtask verifier`: each program is loaded alone, and the kernel asked how many instructions its verifier walked through.
+//! `cargo xtask verifier`: each program is loaded alone, and the kernel asked how many instructions its verifier walked through. The
+//! stack is counted in the object, since newer kernels allow more.
 
+mod stack;
+
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libbpf_rs::{Object, ObjectBuilder, PrintLevel};
 use rmprof_probes::abi;
 use serde::Serialize;
+use stack::Stack;
 
 /// The most instructions that may be walked through for one program: a twentieth of where kernels give up
 /// (BPF_COMPLEXITY_LIMIT_INSNS in include/linux/bpf.h), since some walk through many more than others.
@@ -19,12 +25,16 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Only the stack of each program, with the calls that take most: of the probes, or of these objects; without root
+    #[arg(long, value_name = "OBJECT", num_args = 0.., conflicts_with = "json")]
+    stack: Option<Vec<PathBuf>>,
 }
 
 /// One program.
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
+    stack: Stack,
     /// Absent: this kernel did not load it.
     loaded: Option<Loaded>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,13 +50,16 @@ struct Loaded {
 /// Loads every program of the probes and prints what it cost.
 ///
 /// # Errors
-/// No rights, a program over the budget, or none that could be loaded.
+/// No rights, a program over a budget, or none that could be loaded.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(objects) = &arguments.stack {
+        return print_stacks(objects);
+    }
     // What libbpf has to say of kernels without some kind of program is in the error too.
     libbpf_rs::set_print(Some((PrintLevel::Warn, |_, _| {})));
     let mut rows = Vec::new();
-    for name in names()? {
-        rows.push(measure(name)?);
+    for stack in stack::of(rmprof_probes::OBJECT)? {
+        rows.push(measure(stack)?);
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -57,27 +70,51 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some((name, found)) = loaded().find(|(_, loaded)| loaded.verified_instructions > BUDGET) {
         bail!("{name}: {} instructions, over the budget of {BUDGET}", found.verified_instructions);
     }
+    for stack in rows.iter().map(|row| &row.stack).chain(&stack::of(rmprof_probes::SINGLE_OBJECT)?) {
+        ensure!(!stack.is_over(), "{}: {stack}", stack.program);
+    }
     ensure!(loaded().next().is_some(), "no program could be loaded\nhint: run as root");
     Ok(())
 }
 
-fn names() -> Result<Vec<String>> {
-    let object = ObjectBuilder::default().open_memory(rmprof_probes::OBJECT).context("the probes are no BPF object")?;
-    Ok(object.progs().map(|program| program.name().to_string_lossy().into_owned()).collect())
+/// Without loading anything.
+fn print_stacks(objects: &[PathBuf]) -> Result<()> {
+    let mut stacks = Vec::new();
+    if objects.is_empty() {
+        for object in [rmprof_probes::OBJECT, rmprof_probes::SINGLE_OBJECT] {
+            stacks.extend(stack::of(object)?);
+        }
+    }
+    for object in objects {
+        let read = || stack::of(&fs::read(object)?);
+        stacks.extend(read().with_context(|| object.display().to_string())?);
+    }
+    for stack in &stacks {
+        println!("{:<24} {stack}", stack.program);
+    }
+    let over = stacks.iter().filter(|stack| stack.is_over()).count();
+    ensure!(over == 0, "{over} programs are over the budget of the stack");
+    Ok(())
 }
 
-fn measure(name: String) -> Result<Row> {
+fn measure(stack: Stack) -> Result<Row> {
+    let name = stack.program.clone();
     let begin = Instant::now();
     match load(&name) {
         Ok((object, load_time)) => {
             let instructions = verified(&object, &name)
                 .with_context(|| format!("{name} is loaded, and the kernel does not describe it"))?;
             let milliseconds = load_time.as_secs_f64() * 1e3;
-            Ok(Row { name, loaded: Some(Loaded { verified_instructions: instructions, milliseconds }), refused: None })
+            Ok(Row {
+                name,
+                stack,
+                loaded: Some(Loaded { verified_instructions: instructions, milliseconds }),
+                refused: None,
+            })
         }
         Err(error) => {
             let text = format!("{error} (after {:.0} ms)", begin.elapsed().as_secs_f64() * 1e3);
-            Ok(Row { name, loaded: None, refused: Some(text) })
+            Ok(Row { name, stack, loaded: None, refused: Some(text) })
         }
     }
 }
@@ -127,13 +164,21 @@ fn verified(object: &Object, name: &str) -> Result<u32> {
 }
 
 fn print(rows: &[Row]) {
-    println!("{:<24} {:>12} {:>10}   budget {BUDGET}", "program", "instructions", "load ms");
+    println!("{:<24} {:>12} {:>10} {:>6}", "program", "instructions", "load ms", "stack");
+    println!("{:<24} {BUDGET:>12} {:>10} {:>6}", "budget", "", stack::BUDGET);
     for row in rows {
+        let bytes = row.stack.bytes;
         match (&row.loaded, &row.refused) {
-            (Some(loaded), _) => {
-                println!("{:<24} {:>12} {:>10.1}", row.name, loaded.verified_instructions, loaded.milliseconds);
+            (Some(Loaded { verified_instructions, milliseconds }), _) => {
+                println!("{:<24} {verified_instructions:>12} {milliseconds:>10.1} {bytes:>6}", row.name);
             }
-            (None, refused) => println!("{:<24} not loaded: {}", row.name, refused.as_deref().unwrap_or_default()),
+            (None, refused) => {
+                let refused = refused.as_deref().unwrap_or_default();
+                println!("{:<24} {:>12} {:>10} {bytes:>6} not loaded: {refused}", row.name, "", "");
+            }
+        }
+        if row.stack.is_over() {
+            println!("    {}", row.stack);
         }
     }
     let total: u32 = rows.iter().filter_map(|row| Some(row.loaded.as_ref()?.verified_instructions)).sum();
