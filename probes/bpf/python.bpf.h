@@ -222,6 +222,22 @@ static __always_inline bool has_frame(const struct rm_layout *layout, __u64 thre
 	return at;
 }
 
+/* What running_state says where another thread state holds the GIL, or none. A function of its own: it is seldom so. */
+VERIFIED_ONCE __u64 other_state(const struct rm_process *process, struct near *near, __u64 own, __u64 holder, __u64 *other)
+{
+	const struct rm_layout *layout;
+	__u64 frame;
+
+	if (!process || !CAN_READ(near) || !other || is_only_interpreter(process, own))
+		return own;
+	layout = &process->layout;
+	if (holder && is_of_thread(layout, own, holder, holder == *other)) {
+		*other = holder;
+		return innermost_frame(layout, near, holder, &frame) == RM_STACK_COMPLETE ? holder : own;
+	}
+	return *other && is_of_thread(layout, own, *other, false) && has_frame(layout, *other) ? *other : own;
+}
+
 /*
  * The thread state whose code the thread executes, of which the slot has `own`. Up to 3.11 the slot keeps the first that the thread had,
  * that of the interpreter it began in, while it executes code of another (PyThreadState_Swap in Python/pystate.c sets
@@ -233,22 +249,14 @@ static __always_inline bool has_frame(const struct rm_layout *layout, __u64 thre
  */
 static __always_inline __u64 running_state(const struct rm_process *process, struct near *near, __u64 own, __u64 *other)
 {
-	const struct rm_layout *layout = &process->layout;
-	__u64 holder = 0, frame;
+	__u64 holder = 0;
 
 	if (!process->holder_address || READ_NEAR(near, &holder, process->holder_address))
 		return own;
-	if (holder == own) {
-		*other = 0;
-		return own;
-	}
-	if (is_only_interpreter(process, own))
-		return own;
-	if (holder && is_of_thread(layout, own, holder, holder == *other)) {
-		*other = holder;
-		return innermost_frame(layout, near, holder, &frame) == RM_STACK_COMPLETE ? holder : own;
-	}
-	return *other && is_of_thread(layout, own, *other, false) && has_frame(layout, *other) ? *other : own;
+	if (holder != own)
+		return other_state(process, near, own, holder, other);
+	*other = 0;
+	return own;
 }
 
 /* Two code objects at one address differ in this: their version where Python counts them, and where their line table and their names
