@@ -483,6 +483,16 @@ static union {
 	char bytes[32 + sizeof(struct definition)];
 } definition;
 
+/* The object header of free-threaded builds up to what is set (Include/object.h; refcount.h has the values). */
+struct free_threaded_head {
+	unsigned long ob_tid;
+	unsigned short ob_flags; /* 3.13: padding */
+	unsigned char ob_mutex, ob_gc_bits;
+	unsigned int ob_ref_local;
+};
+enum { STATICALLY_ALLOCATED = 1 << 2 };
+#define IMMORTAL 0xffffffffu
+
 __attribute__((visibility("default"))) PyObject *PyInit__rmprof_launch(void)
 {
 	/* `type` is its own type: that tells where ob_type is, hence how long the header is. */
@@ -509,6 +519,14 @@ __attribute__((visibility("default"))) PyObject *PyInit__rmprof_launch(void)
 	if (minor >= 11) /* Objects/codeobject.c: there is none before */
 		name_of_handlers = PyUnicode_InternFromString("co_exceptiontable");
 	PyErr_Clear();
+	/* As PyObject_HEAD_INIT has it: 3.15 looks at the flags (Objects/moduleobject.c, PyModuleDef_Init). With the references of a trace-refs
+	 * build there are none. */
+	if (header == 32 && minor >= 13) {
+		struct free_threaded_head *head = (struct free_threaded_head *)definition.bytes;
+
+		head->ob_flags = STATICALLY_ALLOCATED;
+		head->ob_ref_local = IMMORTAL;
+	}
 	struct definition *def = (struct definition *)(definition.bytes + header);
 	def->m_name = "_rmprof_launch";
 	def->m_methods = methods;

@@ -203,7 +203,7 @@ fn examine(module: &Module<'_>) -> Result<Interpreter, Refusal> {
     })
 }
 
-/// Builds whose structs differ: with a list of all objects, from before the final release.
+/// Builds whose structs differ: with a list of all objects, from before the release.
 fn refuse_other_builds(module: &Module<'_>, release: Release, layout: &Layout) -> Result<(), Refusal> {
     let (major, minor, micro) = release.numbers();
     let name = format!("{} is CPython {major}.{minor}.{micro}{}", shown(module.path), layout.variant.suffix());
@@ -215,10 +215,10 @@ fn refuse_other_builds(module: &Module<'_>, release: Release, layout: &Layout) -
             "run the program with a Python configured without that",
         ));
     }
-    if !release.is_final() {
+    if !release.is_settled() {
         return Err(refusal(
-            format!("{name}, from before its final release; supported are final releases"),
-            "run the program with the final release",
+            format!("{name}, from before its release; supported are releases, and their candidates from 3.13 on"),
+            "run the program with the release",
         ));
     }
     Ok(())

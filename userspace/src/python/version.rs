@@ -17,9 +17,13 @@ impl Release {
         (major, minor, micro)
     }
 
-    /// Alpha, beta or candidate: their structs differ from the final release's.
-    pub(super) fn is_final(self) -> bool {
-        self.hexversion & 0xf0 == 0xf0
+    /// Not an alpha or a beta, whose structs differ from the final release's. Those of a candidate are frozen (PEP 101), and from 3.13 on
+    /// it has its own offsets to be held against.
+    pub(super) fn is_settled(self) -> bool {
+        const CANDIDATE: u32 = 0xc0;
+        const FINAL: u32 = 0xf0;
+        let level = self.hexversion & 0xf0;
+        level == FINAL || level == CANDIDATE && self.numbers().1 >= 13
     }
 
     fn final_release(minor: u8, micro: u8) -> Release {
