@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(found(b"\x003.8.10\0x\0lib/python3.8\0"), Some((3, 8, 10)));
         assert_eq!(found(b"/opt/versions/3.9.18\0lib/python3.9\0"), Some((3, 9, 18)));
         assert_eq!(found(b"lib/python3.10\0\x003.10.4+\0"), Some((3, 10, 4)));
-        assert!(from_read_only_data(b"3.10.4\0lib/python3.10").unwrap().is_final());
+        assert!(from_read_only_data(b"3.10.4\0lib/python3.10").unwrap().is_settled());
     }
 
     #[test]
