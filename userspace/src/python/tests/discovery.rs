@@ -95,7 +95,7 @@ fn other_builds_are_refused_by_name() {
     assert!(refused(&head([0, 0, 1, 0, 0, 0x8000, 176])).contains("trace-refs"));
     assert!(refused(&cpython(0x030d_00b3, &[])).contains("before its release"));
     assert!(refused(&cpython(0x030c_00c3, &[])).contains("before its release"));
-    assert_eq!(answer("/lib/libpython.so", &cpython(0x030f_00c1, &[])), Ok(Some((3, 15, 0))));
+    assert_eq!(answer("/lib/libpython.so", &cpython(0x030d_00c1, &[])), Ok(Some((3, 13, 0))));
     assert_eq!(refused(&cpython(0x0310_02f0, &[])), "/lib/libpython.so is CPython 3.16.2; supported are 3.6 to 3.15");
     assert!(refused(&cpython(0x0307_03f0, &[])).contains("3.7.3; supported are 3.7.4 and later"));
     assert!(refused(&cpython(0x020f_02f0, &[])).contains("version cannot be told"));
