@@ -190,7 +190,7 @@ __noinline int tally_stack(struct rm_process *process, struct thread *thread, __
 		native = caller_of_frame(process, frame);
 	walk(process, thread, &native, collector ? DEED_OF_COLLECTOR : DEED_OF_LINE);
 	site_of(process, thread);
-	stack = thread->stack.stack; /* kernels before 6.2 take no value that is an argument's */
+	stack = thread->stack.stack; /* Linux 6.1 takes no value that is an argument's */
 	if (bpf_map_update_elem(&tally_stacks, &key, &stack, BPF_ANY))
 		count(RM_COUNT_TALLY_STACKS_FULL);
 	return 0;

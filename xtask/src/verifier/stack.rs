@@ -16,7 +16,7 @@ use serde::Serialize;
 
 /// The most bytes of a chain of calls (MAX_BPF_STACK in include/linux/filter.h).
 pub const BUDGET: u32 = 512;
-/// To what a function's part is rounded up: kernels with a JIT compiler round to 16 since 6.9, before that all to 32.
+/// To what a function's part is rounded up: 6.12 with a JIT compiler rounds to 16, older kernels to 32.
 const ROUNDED_TO: u32 = 32;
 /// The most functions of a chain (MAX_CALL_FRAMES in include/linux/bpf_verifier.h).
 const MOST_CALLS: u32 = 8;
