@@ -1,9 +1,11 @@
 //! Reading another process's memory: bounded, and never a partial answer taken for a whole one.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::IoSlice;
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use nix::unistd::Pid;
 
 /// The most bytes one call reads: a length found in the target is never believed beyond this.
@@ -38,6 +40,11 @@ impl ReadError {
 
 /// Fills `buffer` from `address` of process `pid`.
 ///
+/// By `/proc/PID/mem`, not by `process_vm_readv(2)`: that one pins the pages it reads, and for a pin the kernel gives a process
+/// a copy of its own of each page that it shares with another since a fork (`gup_must_unshare`, mm/internal.h, since Linux 5.19).
+/// While the copy is put in, the page is in no page table, so a probe that runs in the child at that instant cannot read its
+/// own thread state; and the child's resident memory should not change because it was looked at.
+///
 /// # Errors
 /// [`ReadError`] where not every byte could be read; the buffer then holds no meaning.
 pub fn read_exact_at(pid: Pid, address: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
@@ -46,18 +53,25 @@ pub fn read_exact_at(pid: Pid, address: u64, buffer: &mut [u8]) -> Result<(), Re
     if bytes > LARGEST_READ {
         return Err(error(Errno::E2BIG));
     }
-    let end = address.checked_add(bytes as u64).ok_or(error(Errno::EFAULT))?;
+    address.checked_add(bytes as u64).ok_or(error(Errno::EFAULT))?;
+    let memory = File::open(format!("/proc/{pid}/mem")).map_err(|reason| match reason.raw_os_error() {
+        // There is no such directory any more.
+        Some(libc::ENOENT) => error(Errno::ESRCH),
+        Some(libc::EACCES) => error(Errno::EPERM),
+        reason => error(reason.map_or(Errno::EIO, Errno::from_raw)),
+    })?;
     let mut done = 0;
     while done < bytes {
-        let remote = [RemoteIoVec {
-            base: usize::try_from(end - (bytes - done) as u64).map_err(|_| error(Errno::EFAULT))?,
-            len: bytes - done,
-        }];
-        match process_vm_readv(pid, &mut [IoSliceMut::new(&mut buffer[done..])], &remote) {
-            Ok(0) => return Err(error(Errno::EFAULT)),
+        match memory.read_at(&mut buffer[done..], address + done as u64) {
+            // The process has given its memory back: it ends.
+            Ok(0) => return Err(error(Errno::ESRCH)),
             Ok(read) => done += read,
-            Err(Errno::EINTR) => {}
-            Err(reason) => return Err(error(reason)),
+            Err(reason) => match reason.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // So this file says that nothing is mapped there.
+                Some(libc::EIO) => return Err(error(Errno::EFAULT)),
+                reason => return Err(error(reason.map_or(Errno::EIO, Errno::from_raw))),
+            },
         }
     }
     Ok(())
@@ -157,6 +171,39 @@ mod tests {
         assert_eq!(read_u64(me, u64::MAX - 3).unwrap_err().reason, Errno::EFAULT);
         assert_eq!(read_bytes(me, 0, usize::MAX).unwrap_err().reason, Errno::E2BIG);
         assert!(read_u64(Pid::from_raw(0x3fff_fff0), 8).unwrap_err().process_gone());
+    }
+
+    /// Is the page at `address` of `pid` in no page table but that process's? Bit 56 (Documentation/admin-guide/mm/pagemap.rst).
+    fn is_exclusive(pid: Pid, address: u64) -> bool {
+        let mut entry = [0; 8];
+        File::open(format!("/proc/{pid}/pagemap")).unwrap().read_exact_at(&mut entry, address / 4096 * 8).unwrap();
+        let entry = u64::from_le_bytes(entry);
+        assert_ne!(entry >> 63, 0, "the page is not there");
+        entry >> 56 & 1 == 1
+    }
+
+    #[test]
+    fn a_page_that_a_child_shares_stays_shared_when_it_is_read() {
+        // SAFETY: a fresh anonymous mapping of a page, written to before anybody shares it.
+        let start = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let start = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            start.cast::<u64>().write(42);
+            start as u64
+        };
+        // SAFETY: the child calls nothing but pause.
+        let child = match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => child,
+            nix::unistd::ForkResult::Child => loop {
+                nix::unistd::pause();
+            },
+        };
+        let read = read_u64(child, start);
+        let before_end = [is_exclusive(Pid::this(), start), is_exclusive(child, start)];
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(child, None).unwrap();
+        assert_eq!(read, Ok(42));
+        assert_eq!(before_end, [false, false]);
     }
 
     #[test]
