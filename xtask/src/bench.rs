@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what programs pay for being profiled, by us and by others. Bare and the tools run in turns, so that a
-//! machine that is busy is busy for all; each turn gives one ratio, and the median of the ratios is what counts.
+//! machine that is busy is busy for all, each tool next to a bare run, since it changes its speed within seconds; each turn gives one
+//! ratio, and the median of the ratios is what counts.
 
 mod chart;
 mod report;
@@ -75,6 +76,13 @@ impl Spread {
             if sorted.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) };
         Spread { median, least: at(0), most: at(sorted.len().wrapping_sub(1)) }
     }
+}
+
+/// A run under a tool, and the one without it that was next to it.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    bare: turn::Run,
+    tool: turn::Run,
 }
 
 /// One workload under one tool.
@@ -188,16 +196,21 @@ fn is_wanted(workload: &Workload, arguments: &Arguments) -> bool {
 fn measure(bench: &Bench, workload: &'static Workload, tools: &[&'static Tool], runs: u32) -> Result<Vec<Outcome>> {
     let turns = runs.max(workload.least_turns);
     eprintln!("{}: {turns} turns", workload.name);
-    let mut bare = Vec::new();
-    let mut theirs: Vec<Result<Vec<turn::Run>, String>> = tools.iter().map(|_| Ok(Vec::new())).collect();
+    let mut theirs: Vec<Result<Vec<Pair>, String>> = tools.iter().map(|_| Ok(Vec::new())).collect();
     // Files and caches are warm afterwards.
     bench.bare(workload)?;
     for _ in 0..turns {
-        bare.push(bench.bare(workload)?);
-        for (tool, runs) in tools.iter().zip(&mut theirs) {
+        let mut beside = None;
+        for (place, (tool, runs)) in tools.iter().zip(&mut theirs).enumerate() {
+            // A bare run before each second one: both of the two have it next to them.
+            let next = match beside.take().filter(|_| place % 2 == 1) {
+                Some(next) => next,
+                None => bench.bare(workload)?,
+            };
+            beside = Some(next);
             let Ok(done) = runs else { continue };
             match bench.under(tool, workload) {
-                Ok(run) => done.push(run),
+                Ok(run) => done.push(Pair { bare: next, tool: run }),
                 Err(error) if tool.is_peer() => *runs = Err(format!("{error:#}")),
                 Err(error) => {
                     return Err(
@@ -207,28 +220,27 @@ fn measure(bench: &Bench, workload: &'static Workload, tools: &[&'static Tool], 
             }
         }
     }
-    let outcome = |(tool, runs): (&&'static Tool, Result<Vec<turn::Run>, String>)| Outcome {
+    let outcome = |(tool, runs): (&&'static Tool, Result<Vec<Pair>, String>)| Outcome {
         workload: workload.name,
         tool: tool.name,
         turns,
-        figures: runs.as_ref().ok().map(|runs| figures(workload, tool, &bare, runs)),
+        figures: runs.as_ref().ok().map(|runs| figures(workload, tool, runs)),
         failed: runs.err(),
     };
     Ok(tools.iter().zip(theirs).map(outcome).collect())
 }
 
-fn figures(workload: &Workload, tool: &Tool, bare: &[turn::Run], theirs: &[turn::Run]) -> Figures {
-    let pairs = || bare.iter().zip(theirs);
-    let ratio = Spread::of(pairs().map(|(bare, tool)| tool.seconds / bare.seconds));
-    let extra = Spread::of(pairs().map(|(bare, tool)| (tool.seconds - bare.seconds) * 1e3));
-    let work = || pairs().filter_map(|(bare, tool)| Some((bare.work?, tool.work?)));
+fn figures(workload: &Workload, tool: &Tool, pairs: &[Pair]) -> Figures {
+    let ratio = Spread::of(pairs.iter().map(|pair| pair.tool.seconds / pair.bare.seconds));
+    let extra = Spread::of(pairs.iter().map(|pair| (pair.tool.seconds - pair.bare.seconds) * 1e3));
+    let work = || pairs.iter().filter_map(|pair| Some((pair.bare.work?, pair.tool.work?)));
     let has_work = work().next().is_some();
     let work_ratio = has_work.then(|| Spread::of(work().map(|(bare, tool)| tool.seconds / bare.seconds)));
     let processor_ratio =
         has_work.then(|| Spread::of(work().map(|(bare, tool)| tool.processor_seconds / bare.processor_seconds)));
     Figures {
-        bare_seconds: Spread::of(bare.iter().map(|run| run.seconds)),
-        tool_seconds: Spread::of(theirs.iter().map(|run| run.seconds)),
+        bare_seconds: Spread::of(pairs.iter().map(|pair| pair.bare.seconds)),
+        tool_seconds: Spread::of(pairs.iter().map(|pair| pair.tool.seconds)),
         target: workload.promise(tool.name).map(|promise| Verdict {
             kept: promise.is_kept(ratio.median, work_ratio.map(|ratio| ratio.median), extra.median),
             promise: promise.to_string(),
@@ -238,7 +250,7 @@ fn figures(workload: &Workload, tool: &Tool, bare: &[turn::Run], theirs: &[turn:
         work_ratio,
         processor_ratio,
         step: workload.step.filter(|_| has_work).map(|name| step(name, &work().collect::<Vec<_>>())),
-        ours: ours(theirs),
+        ours: ours(pairs),
     }
 }
 
@@ -249,10 +261,10 @@ fn step(name: &'static str, work: &[(turn::Work, turn::Work)]) -> Step {
     Step { name, bare_nanoseconds, extra_nanoseconds }
 }
 
-fn ours(runs: &[turn::Run]) -> Option<Ours> {
-    let last = runs.last()?;
+fn ours(pairs: &[Pair]) -> Option<Ours> {
+    let last = pairs.last()?.tool;
     let events = last.ours?.health.events;
-    let all = || runs.iter().filter_map(|run| run.ours);
+    let all = || pairs.iter().filter_map(|pair| pair.tool.ours);
     // u64 to f64: beyond 2**53 events nobody waits.
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let events_per_second = events as f64 / last.work.map_or(last.seconds, |work| work.seconds);

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use super::workload;
+
 /// One way to run a program.
 #[derive(Debug)]
 pub struct Tool {
@@ -20,6 +22,8 @@ enum Kind {
     Ours(&'static [&'static str]),
     /// What stands between the Python and the program; `OUTPUT` stands for a path in a folder of this run.
     Peer(&'static [&'static str]),
+    /// bpftrace with this script of tests/bench: what a memory profiler made of the usual parts costs, which knows no Python.
+    Script(&'static str),
 }
 
 /// Stands for a path that the peer may write to.
@@ -49,13 +53,14 @@ pub const TOOLS: &[Tool] = &[
     Tool { name: "scalene", kind: Kind::Peer(&["-m", "scalene", "run", "--outfile", OUTPUT]) },
     Tool { name: "fil", kind: Kind::Peer(&["-m", "filprofiler", "--no-browser", "-o", OUTPUT, "run"]) },
     Tool { name: "tracemalloc", kind: Kind::Peer(&["-X", "tracemalloc=1"]) },
+    Tool { name: "bpftrace", kind: Kind::Script("blocks.bt") },
     Tool { name: "memory_profiler", kind: Kind::Peer(&["-m", "memory_profiler", "-o", OUTPUT]) },
 ];
 
 impl Tool {
     /// One of those that `scripts/peers` installs.
     pub fn is_peer(&self) -> bool {
-        matches!(self.kind, Kind::Peer(_))
+        !matches!(self.kind, Kind::Ours(_))
     }
 
     /// Whether it sees lines of marked functions alone, so that there is nothing for it to do in a program without.
@@ -67,11 +72,19 @@ impl Tool {
     pub fn command<'a>(
         &self,
         binary: &Path,
-        python: &Path,
+        python: &'a Path,
         program: impl IntoIterator<Item = &'a OsStr>,
         folder: &Path,
     ) -> Command {
         let mut command = match self.kind {
+            Kind::Script(script) => {
+                // It takes the program as one word, which it splits at blanks.
+                let words: Vec<&OsStr> = std::iter::once(python.as_os_str()).chain(program).collect();
+                let mut command = Command::new("bpftrace");
+                command.env("BPFTRACE_MAP_KEYS_MAX", "524288").arg("-o").arg(folder.join(self.name));
+                command.arg("-c").arg(words.join(OsStr::new(" "))).arg(workload::folder().join(script));
+                return command;
+            }
             Kind::Ours(options) => {
                 let mut command = Command::new(binary);
                 command.args(["--as-root", "--format", "json"]).args(options).arg("--output").arg(report(folder));
@@ -122,8 +135,12 @@ mod tests {
         for tool in TOOLS {
             let command = tool.command(Path::new("/us"), Path::new("/py"), program, Path::new("/out"));
             let words: Vec<&str> = command.get_args().map(|word| word.to_str().unwrap()).collect();
-            assert!(words.ends_with(&["x.py", "--flag"]), "{words:?}");
             assert!(!words.contains(&OUTPUT));
+            if let Kind::Script(_) = tool.kind {
+                assert!(words.contains(&"/py x.py --flag"), "{words:?}");
+                continue;
+            }
+            assert!(words.ends_with(&["x.py", "--flag"]), "{words:?}");
             assert_eq!(command.get_program() == "/py", tool.is_peer());
         }
     }

@@ -1,7 +1,7 @@
 //! One run of one program, bare or under a tool.
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tool::{self, Tool};
 use super::watch;
-use super::workload::Workload;
+use super::workload::{self, Workload};
 
 /// What all runs share.
 pub struct Bench {
@@ -96,8 +96,7 @@ impl Bench {
 }
 
 fn program(workload: &Workload) -> Vec<OsString> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench");
-    let mut words = vec![folder.join(workload.file).into_os_string()];
+    let mut words = vec![workload::folder().join(workload.file).into_os_string()];
     words.extend(workload.arguments.iter().map(OsString::from));
     words
 }

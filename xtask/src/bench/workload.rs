@@ -1,9 +1,15 @@
 //! The programs of tests/bench, and what is promised of them.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// A step that is one execution of a line of a marked function.
 pub const LINE: &str = "line event";
+
+/// Where they are.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench")
+}
 
 /// One program.
 #[derive(Debug)]
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_file_is_a_workload_and_every_workload_a_file() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench");
+        let folder = folder();
         let mut files: Vec<String> = std::fs::read_dir(&folder)
             .unwrap()
             .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.to_owned()))
