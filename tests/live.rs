@@ -32,6 +32,8 @@ mod debugger_runs;
 mod direct;
 #[path = "live/every.rs"]
 mod every;
+#[path = "live/filling.rs"]
+mod filling;
 #[path = "live/flight.rs"]
 mod flight;
 #[path = "live/forks.rs"]

@@ -85,6 +85,7 @@ __noinline int walk(struct rm_process *process, struct thread *thread, const str
 
 	if (!process || !thread)
 		return 0;
+	thread->filling.end = 0;
 	if (process->flags & RM_PYTHON)
 		status = find_thread_state(process, thread, task, &state);
 	thread->stack.thread_state = state;

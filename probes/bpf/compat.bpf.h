@@ -148,11 +148,21 @@ static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
 static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 {
 	struct mm_struct___old *old = (void *)mm;
-	struct member_loop loop = { .sum = member_folded(mm, member) };
+	__s64 folded = member_folded(mm, member), before;
+	struct member_loop loop = { .sum = folded };
+	__u32 turn;
 
 	if (!bpf_core_field_exists(old->rss_stat.count)) {
 		loop.counters = kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
-		bpf_loop(constants.cpus, member_step, &loop, 0);
+		/* What another CPU folds meanwhile would be in neither: up to a batch of pages. */
+		for (turn = 0; turn < 3; turn++) {
+			bpf_loop(constants.cpus, member_step, &loop, 0);
+			before = folded;
+			folded = member_folded(mm, member);
+			if (folded == before)
+				break;
+			loop.sum = folded;
+		}
 	}
 	return loop.sum < 0 ? 0 : loop.sum * RM_PAGE;
 }

@@ -102,6 +102,7 @@ struct thread {
 	__u32 active_count;
 	__u32 limit_due; /* the process passed its limit in a system call of this thread: it is told at the end of that */
 	struct collection collection;
+	struct filling filling;
 	struct near near; /* for the rest of a walk */
 	struct announcement announcement; /* and of what it found */
 	struct native caller; /* of the outermost call of the malloc family under way */

@@ -6,7 +6,7 @@
 #ifndef PAGES_BPF_H
 #define PAGES_BPF_H
 
-enum { MEMBER_SWAP = 2, MEMBERS = 4 };
+enum { MEMBER_ANONYMOUS = 1, MEMBER_SWAP = 2, MEMBERS = 4 };
 
 static __always_inline bool exiting(struct task_struct *task)
 {
@@ -32,9 +32,15 @@ __noinline int charge_pages(struct rm_process *process, struct thread *thread, _
 	}
 	count(RM_COUNT_EVENTS);
 	if (own) {
-		native = user_registers(process);
-		walk(process, thread, change > 0 ? &native : 0, change > 0 ? DEED_TAKES : DEED_RELEASES);
+		if (change < 0) {
+			walk(process, thread, 0, DEED_RELEASES);
+		} else if (!goes_on_filling(process, &thread->filling)) {
+			native = user_registers(process);
+			walk(process, thread, &native, DEED_TAKES);
+			begin_filling(process, &thread->filling, &thread->stack);
+		}
 	} else {
+		thread->filling.end = 0;
 		thread->stack.frame_count = 0;
 		thread->stack.status = RM_STACK_FOREIGN;
 		thread->stack.collector = 0;
@@ -68,6 +74,41 @@ static __always_inline bool is_unfolded(struct rm_process *process, struct mm_st
 		return true;
 	process->folded[member] = count;
 	return false;
+}
+
+/* Is the running thread in the kernel because of a fault, rather than a system call? */
+static __always_inline bool is_in_fault(struct task_struct *task)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+
+#if defined(__TARGET_ARCH_x86)
+	return (__s64)regs->orig_ax == -1; /* arch/x86/entry/entry_64.S, idtentry_body */
+#else
+	return regs->syscallno == -1; /* NO_SYSCALL, arch/arm64/include/asm/ptrace.h */
+#endif
+}
+
+/* So often in a row it is another's. After that it is charged to who sees it: memory that a fault itself takes away to make room (direct
+ * reclaim) is no other thread's. */
+enum { OTHERS_RELEASES = 64 };
+
+/*
+ * What of a counter's new size is the running thread's own. A thread counts, and then comes the tracepoint: who looks in between sees what
+ * another one has released and not yet told, hundreds of pages at a time. A fault releases nothing: it is left to that other one.
+ */
+static __always_inline __s64 own_change(struct rm_process *process, struct task_struct *task, __u32 member, __s64 size)
+{
+	__s64 *resident = &process->resident[member & 3], before = *resident, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0;
+
+	if (has(process, RM_PAGES) && size < before - RM_PAGE && task->signal->live.counter > 1 && is_in_fault(task)) {
+		if (process->others_releases < OTHERS_RELEASES && __sync_val_compare_and_swap(resident, before, before + taken) == before) {
+			process->others_releases++;
+			return taken;
+		}
+	} else if (process->others_releases) {
+		process->others_releases = 0;
+	}
+	return size - (__s64)__sync_lock_test_and_set(resident, size);
 }
 
 static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
@@ -109,9 +150,11 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	if (member >= MEMBERS)
 		return 0;
 	size = member_bytes(mm, member);
-	change = size - (__s64)__sync_lock_test_and_set(&process->resident[member & 3], size);
+	change = own ? own_change(process, task, member, size) : size - (__s64)__sync_lock_test_and_set(&process->resident[member & 3], size);
 	if (own && process->tally)
 		note_resident(process);
+	if (change < 0)
+		__sync_fetch_and_add(&process->releases, 1);
 	sum = resident_bytes(process);
 	if (sum > process->resident_peak)
 		process->resident_peak = sum;

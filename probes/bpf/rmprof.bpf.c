@@ -9,6 +9,7 @@
 #include "direct.bpf.h"
 #include "compat.bpf.h"
 #include "python.bpf.h"
+#include "filling.bpf.h"
 #include "maps.bpf.h"
 #include "tally.bpf.h"
 #include "emit.bpf.h"

@@ -192,6 +192,8 @@ struct rm_process {
 	rm_u64 arena_callers[RM_CALLER_WORDS]; /* words above the stack pointer: 0, or what may be the return address of its call of mmap */
 	rm_s64 resident[4];        /* bytes by kind: 0 file, 1 anonymous, 2 swap entries, 3 shared (include/linux/mm_types_task.h) */
 	rm_s64 resident_peak;      /* highest sum of file, anonymous and shared */
+	rm_u64 others_releases;    /* how often in a row a thread has left to another what that one has released and not yet told */
+	rm_u64 releases;           /* how often resident memory has become less, of any kind */
 	rm_u64 sequence;           /* counts events, for their order; threads may draw the same number */
 	rm_u64 memory;             /* its struct mm_struct, once seen; 0 before */
 	struct rm_range reserved[RM_RESERVED]; /* by its mimalloc (layout.reserve_flags) */

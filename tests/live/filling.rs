@@ -1,0 +1,139 @@
+//! A page that a string instruction touches after another is of the stack that was walked at that one (probes/bpf/filling.bpf.h): on
+//! the right line still, whatever else the program does with the same memory, the same helper and the same end.
+
+use crate::common::{Run, any_python, near, root, script};
+
+/// A first execution touches a page or two for itself.
+const A_FEW: i64 = 8;
+
+/// Pages of each line of `run`, by the mark at its end, are as many as `expected` says, give or take `beside`.
+fn check(text: &str, expected: &[(&str, i64)], beside: i64) {
+    let program = script("filling.py", text);
+    let python = any_python();
+    let ran = Run::json().words(["--mode", "pages"]).words([&python.path, &program.path]).run().expect(0).quiet();
+    let report = ran.report();
+    report.check_complete();
+    let process = report.only();
+    let change = process.number("rss_end_bytes") - process.number("rss_start_bytes");
+    near(process.number("net_bytes"), change, 0);
+    for (mark, pages) in expected {
+        let own = process.line("run", program.line(mark)).increment();
+        near(own, pages * 4096, beside * 4096);
+    }
+}
+
+#[test]
+fn root_the_same_memory_is_filled_from_two_lines() {
+    if !root() {
+        return;
+    }
+    check(
+        "
+import ctypes, mmap
+
+def fill(address, size):
+    ctypes.memset(address, 1, size)
+
+def run():
+    for _ in range(40):
+        fill(start, SIZE)  # all of it
+        area.madvise(mmap.MADV_DONTNEED)  # released
+        fill(start, SIZE)  # again
+        area.madvise(mmap.MADV_DONTNEED)  # twice
+        fill(start + SIZE // 2, SIZE // 2)  # the second half
+        fill(start, SIZE)  # and the first
+        area.madvise(mmap.MADV_DONTNEED)  # thrice
+        fill(start, SIZE // 4)  # a quarter
+        fill(start + SIZE // 4, SIZE - SIZE // 4)  # the rest
+        area.madvise(mmap.MADV_DONTNEED)  # at last
+
+SIZE = 64 * 4096
+area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+run()
+",
+        &[
+            ("# all of it", 40 * 64),
+            ("# again", 40 * 64),
+            ("# the second half", 40 * 32),
+            ("# and the first", 40 * 32),
+            ("# a quarter", 40 * 16),
+            ("# the rest", 40 * 48),
+            ("# released", -40 * 64),
+            ("# twice", -40 * 64),
+            ("# thrice", -40 * 64),
+            ("# at last", -40 * 64),
+        ],
+        A_FEW,
+    );
+}
+
+/// Neighbours in memory, each of which ends where the next begins.
+#[test]
+fn root_neighbours_are_filled_from_two_lines() {
+    if !root() {
+        return;
+    }
+    check(
+        "
+import ctypes, mmap
+
+def fill(address, size):
+    ctypes.memset(address, 1, size)
+
+def run():
+    for at in range(0, SIZE, 16 * 4096):
+        fill(start + at, 4096)  # one page
+        fill(start + at + 4096, 5 * 4096)  # five
+        fill(start + at + 6 * 4096, 10 * 4096)  # ten
+
+SIZE = 16 * 100 * 4096
+area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+run()
+",
+        &[("# one page", 100), ("# five", 500), ("# ten", 1000)],
+        A_FEW,
+    );
+}
+
+/// Two threads at it, without the GIL. What one releases is not the other's, though that sees it before it is told: it was on the other's
+/// line, hundreds of pages of it, in one run of three. A page or a batch of a CPU's (lib/percpu_counter.c) still may be.
+#[test]
+fn root_threads_fill_side_by_side() {
+    if !root() {
+        return;
+    }
+    check(
+        "
+import ctypes, mmap, threading
+
+memset = ctypes.CDLL(None).memset
+memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+
+def fill(address, size):
+    memset(address, 1, size)
+
+def run(first):
+    area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    both.wait()
+    for _ in range(20):
+        if first:
+            fill(start, SIZE)  # the one
+        else:
+            fill(start, SIZE)  # the other
+        area.madvise(mmap.MADV_DONTNEED)  # each
+
+SIZE = 512 * 4096
+both = threading.Barrier(2)
+threads = [threading.Thread(target=run, args=(first,)) for first in (True, False)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+",
+        &[("# the one", 20 * 512), ("# the other", 20 * 512), ("# each", -2 * 20 * 512)],
+        128,
+    );
+}
