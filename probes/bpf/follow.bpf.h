@@ -164,6 +164,7 @@ static __always_inline int process_executed(struct task_struct *task, bool every
 		return 0;
 	memory = process->memory;
 	executable_of(task, &executable);
+	bpf_task_storage_delete(&threads, task); /* it was of the old image: where the stack and the thread's memory were */
 	process->flags = RM_FOLLOW; /* until user space knows what it is now */
 	process->id = __sync_fetch_and_add(&next_image, 1);
 	tell_exec(task, process, pid, &executable);

@@ -177,6 +177,8 @@ static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_
 	}
 	thread->role = role;
 	thread->stack_pointer = PT_REGS_SP(ctx);
+	if (thread->stack_pointer > thread->outermost)
+		thread->outermost = thread->stack_pointer;
 	thread->old_known = 0;
 	thread->old_address = 0;
 	thread->out_pointer = 0;
@@ -210,6 +212,17 @@ nested:
 	return 0;
 }
 
+/*
+ * A return without an entry: of a call that began before the process was watched, which is none of ours? Where nobody holds the process,
+ * returns are probed first, then entries (userspace/src/kernel/attach.rs), and then it is watched: a call that began meanwhile is told of
+ * by its return alone. All entries seen of the thread by then are inside that call, so below it on the stack. At a return the stack
+ * pointer is where it was at the entry, or one word above (x86-64, which has taken the return address off).
+ */
+static __always_inline bool began_before(const struct thread *thread, __u64 stack_pointer)
+{
+	return stack_pointer > thread->outermost + sizeof(__u64);
+}
+
 static __always_inline int heap_return(struct pt_regs *ctx)
 {
 	struct rm_process *process = current_process();
@@ -222,7 +235,8 @@ static __always_inline int heap_return(struct pt_regs *ctx)
 	if (!thread)
 		return 0;
 	if (!thread->depth) {
-		count(RM_COUNT_RETURN_WITHOUT_ENTRY);
+		if (!began_before(thread, PT_REGS_SP(ctx)))
+			count(RM_COUNT_RETURN_WITHOUT_ENTRY);
 		return 0;
 	}
 	if (--thread->depth)

@@ -80,6 +80,7 @@ struct thread {
 	__u32 depth; /* calls of the malloc family that have not returned */
 	__u32 role; /* of the outermost of them */
 	__u64 stack_pointer; /* at its entry */
+	__u64 outermost; /* the highest that it was at any such entry */
 	__u64 bytes;
 	__u64 out_pointer;
 	struct block old; /* realloc: the block taken out of the table, bytes and owner */
@@ -133,7 +134,8 @@ struct {
 	__type(value, __u32);
 } memories SEC(".maps");
 
-/* key: thread. value: its state. Written by the thread's own probes. Lives as long as the thread. No memory: counted, event lost. */
+/* key: thread. value: its state. Written by the thread's own probes. Lives as long as the thread, where nobody holds the process until its
+ * exec. No memory: counted, event lost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

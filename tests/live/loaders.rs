@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::native::library_beside;
-use crate::common::{Report, Run, any_python, near, root, script, supported_pythons};
+use crate::common::{Report, Run, Script, Target, any_python, near, root, script, supported_pythons};
 
 /// A page of an arena counts where it is first touched. Where pages begin varies with what was allocated before, down to the length
 /// of our own process's number in a path: so many may be on another line.
@@ -258,4 +260,109 @@ fn root_a_way_to_attach_that_the_loader_has_not_is_refused() {
     let ran = Run::new(["--loader", "aya", "--probes", "multi", "python3", "-c", "print('ran')"]).run().expect(125);
     assert!(ran.stderr_text().contains("hint: leave the option --probes out"), "{ran}");
     assert_eq!(ran.stdout_text(), "");
+}
+
+/// An allocator whose call begins as soon as it is probed, and is under way until it is told to go on. What it then does may be a call of
+/// another of its functions.
+const GATE: &str = "
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+static char block[64];
+static int begun, go_on, hands_on;
+
+void je_free(void *pointer) { (void)pointer; }
+void *je_calloc(size_t count, size_t size) { (void)count, (void)size; return block; }
+
+void *je_malloc(size_t size)
+{
+	void *found = block;
+	char byte = 0;
+
+	if (write(begun, &byte, 1) == 1 && read(go_on, &byte, 1) == 1 && hands_on)
+		found = je_calloc(3, size);
+	return found;
+}
+
+void enter(int to, int from, int on)
+{
+	char bare[16];
+
+	begun = to, go_on = from, hands_on = on;
+	memcpy(bare, (void *)je_malloc, sizeof(bare));
+	while (!memcmp(bare, (void *)je_malloc, sizeof(bare)));
+	je_malloc(1000);
+}
+";
+
+const ENTERS: &str = "
+import ctypes, os, sys, threading
+
+library = ctypes.CDLL(sys.argv[1])
+begun, go_on = os.pipe(), os.pipe()
+
+def enter():
+    library.enter(begun[1], go_on[0], sys.argv[2] == 'hands on')  # enters
+
+thread = threading.Thread(target=enter)
+thread.start()
+print('ready', flush=True)
+sys.stdin.readline()
+os.read(begun[0], 1)
+os.write(go_on[1], b'!')
+thread.join()
+print('done', flush=True)
+sys.stdin.read()
+";
+
+/// The gate's library, beside a program.
+fn gate_beside(program: &Script) -> PathBuf {
+    let (source, library) = (program.directory().join("gate.c"), program.directory().join("libgate.so"));
+    std::fs::write(&source, GATE).unwrap();
+    let mut compiler = Command::new("clang");
+    // -O0: else its functions are put into each other.
+    compiler.args(["-O0", "-shared", "-fPIC", "-o"]).args([&library, &source]);
+    assert!(compiler.status().unwrap().success());
+    library
+}
+
+/// Where returns are probed by themselves (aya, and libbpf before Linux 6.13), they are before entries are, and before the process counts.
+/// A call that began meanwhile is none that was measured, so nothing of it is lost: neither when it is the only one of its thread, nor when
+/// another is seen inside it.
+#[test]
+fn root_a_call_under_way_is_not_lost() {
+    /// The thread may have been kept from running until the process counted: then the call was seen from its beginning.
+    const ATTEMPTS: usize = 20;
+    if !root() {
+        return;
+    }
+    let program = script("enters.py", ENTERS);
+    let library = gate_beside(&program);
+    for loader in ["libbpf", "aya"] {
+        for (then, inner) in [("returns", 0), ("hands on", 3000)] {
+            let was_under_way = || {
+                let mut command = Command::new(any_python().path);
+                let mut target = Target::of(command.args([&program.path, &library]).arg(then));
+                let run = Run::json_of(["attach", "--loader", loader, "--mode", "heap"]).word(target.pid());
+                let started = run.start_on(&target);
+                assert_eq!(target.step("go on"), "done");
+                started.signal(Signal::SIGINT);
+                let report = started.end().expect(0).quiet().report();
+                target.end();
+                report.check_complete();
+                assert!(report.0["health"]["counters"]["return_without_entry"].is_null(), "{loader}, {then}: {report}");
+                let line =
+                    report.only().find("enter", program.line("# enters")).map(|line| line.number("allocated_bytes"));
+                match line.unwrap_or(0) {
+                    bytes if bytes == inner => true,
+                    bytes => {
+                        assert_eq!(bytes, 1000, "{loader}, {then}: {report}");
+                        false
+                    }
+                }
+            };
+            assert!((0..ATTEMPTS).any(|_| was_under_way()), "{loader}, {then}: the call always began too late");
+        }
+    }
 }
