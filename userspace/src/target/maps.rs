@@ -13,6 +13,8 @@ use super::source::Root;
 
 /// The most bytes of the list of mappings that are read; the kernel's default limit of 65,530 mappings fits.
 const LONGEST_LIST: u64 = 64 << 20;
+/// Room for the list of a small Python.
+const USUAL_LIST: usize = 16 << 10;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +77,8 @@ impl Mapping {
 /// # Errors
 /// Where the process is gone or may not be looked at. A zombie has none.
 pub fn mappings(pid: Pid) -> io::Result<Vec<Mapping>> {
-    let mut content = Vec::new();
+    // In few calls: each takes the lock of the process's mappings.
+    let mut content = Vec::with_capacity(USUAL_LIST);
     File::open(format!("/proc/{pid}/maps"))?.take(LONGEST_LIST).read_to_end(&mut content)?;
     Ok(content.split(|&byte| byte == b'\n').filter_map(parse_line).collect())
 }

@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 const LONGEST_COMMAND_LINE: u64 = 1 << 20;
 /// The most bytes read of any other file here, all of which the kernel writes.
 const LONGEST_STATUS: u64 = 64 << 10;
+/// Room for what such a file usually has: it is read in one call, where a vector that grows from nothing takes eight.
+const USUAL_STATUS: usize = 4 << 10;
 
 /// Resident memory by kind, bytes, as the kernel's own counters have it (`RssAnon`, `RssFile`, `RssShmem`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +34,7 @@ impl Resident {
 }
 
 fn read_bounded(pid: Pid, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
+    let mut content = Vec::with_capacity(USUAL_STATUS);
     File::open(format!("/proc/{pid}/{name}"))?.take(limit).read_to_end(&mut content)?;
     Ok(content)
 }
