@@ -1,4 +1,5 @@
-//! `cargo xtask attached`: what programs pay that run already, while `attach` measures them, and what `system` takes itself.
+//! `cargo xtask attached`: what programs pay that run already, while `attach` measures them, for how long they stand still meanwhile, and
+//! what `system` takes itself.
 
 mod session;
 
@@ -44,15 +45,55 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments.runs
     );
     println!("  {:<10} {:<6} {:>16} {:>24} {:>10} {:>10}", "program", "mode", "processor", "clock", "attach", "detach");
+    let mut stood = Vec::new();
     for mode in ["pages", "heap"] {
         for work in ["steady", "growing"] {
-            attached(&binary, arguments, mode, work)?;
+            stood.push((work, mode, attached(&binary, arguments, mode, work)?));
+        }
+    }
+    println!(
+        "\nThe longest gap between two of its shortest steps, by the clock, and without what it waited for a processor that others had;\n\
+         ms, medians (and the longest of all):"
+    );
+    println!("  {:<10} {:<6} {:<9} {:>16} {:>16} {:>16}", "program", "mode", "", "bare", "attach", "detach");
+    for (work, mode, [bare, attach, detach]) in stood {
+        for (what, [bare, attach, detach]) in [
+            ("clock", [bare.clock, attach.clock, detach.clock].map(shown)),
+            ("stopped", [bare.stopped, attach.stopped, detach.stopped].map(shown)),
+        ] {
+            println!("  {work:<10} {mode:<6} {what:<9} {bare:>16} {attach:>16} {detach:>16}");
         }
     }
     system(&binary, arguments)
 }
 
-fn attached(binary: &Path, arguments: &Arguments, mode: &str, work: &str) -> Result<()> {
+/// The longest gaps between two steps of target.py, milliseconds.
+#[derive(Default)]
+struct Gaps {
+    clock: Vec<f64>,
+    /// Without those in which it was ready to run.
+    stopped: Vec<f64>,
+}
+
+impl Gaps {
+    /// One more, while `during` is done.
+    fn add<T>(&mut self, target: &mut Waiting, during: impl FnOnce() -> Result<T>) -> Result<T> {
+        target.ask("gap")?; // it has begun
+        let done = during()?;
+        let [clock, stopped] = two_numbers(&target.step()?)?.map(|nanoseconds| nanoseconds / 1e6);
+        self.clock.push(clock);
+        self.stopped.push(stopped);
+        Ok(done)
+    }
+}
+
+fn shown(gaps: Vec<f64>) -> String {
+    let Spread { median, most, .. } = Spread::of(gaps);
+    format!("{median:.2} ({most:.2})")
+}
+
+/// Prints what it paid, and returns its gaps: bare, while we attach, and while we detach.
+fn attached(binary: &Path, arguments: &Arguments, mode: &str, work: &str) -> Result<[Gaps; 3]> {
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("target.py");
     std::fs::write(&script, include_str!("attached/target.py"))?;
@@ -60,13 +101,22 @@ fn attached(binary: &Path, arguments: &Arguments, mode: &str, work: &str) -> Res
     let pid = target.pid();
     let mut ratios = [Vec::new(), Vec::new()];
     let (mut begun, mut ended) = (Vec::new(), Vec::new());
+    let [mut alone, mut attach, mut detach] = [Gaps::default(), Gaps::default(), Gaps::default()];
+    // So long as the last attach took, since the longer one looks, the longer is the longest gap.
+    let mut window = Duration::from_millis(100);
     step(&mut target)?; // pays for what is touched once
     for _ in 0..arguments.runs {
         let bare = step(&mut target)?;
-        let session = Session::begin(binary, &["attach", "--mode", mode, &pid.to_string()], &[pid])?;
-        begun.push(session.begun_in.as_secs_f64() * 1e3);
+        alone.add(&mut target, || {
+            std::thread::sleep(window);
+            Ok(())
+        })?;
+        let session = attach
+            .add(&mut target, || Session::begin(binary, &["attach", "--mode", mode, &pid.to_string()], &[pid]))?;
+        window = session.begun_in;
+        begun.push(window.as_secs_f64() * 1e3);
         let watched = step(&mut target)?;
-        ended.push(session.end()?.as_secs_f64() * 1e3);
+        ended.push(detach.add(&mut target, || session.end())?.as_secs_f64() * 1e3);
         for (ratios, (watched, bare)) in ratios.iter_mut().zip(watched.into_iter().zip(bare)) {
             ratios.push(watched / bare);
         }
@@ -78,14 +128,17 @@ fn attached(binary: &Path, arguments: &Arguments, mode: &str, work: &str) -> Res
     });
     let [begun, ended] = [begun, ended].map(|times| Spread::of(times).median);
     println!("  {work:<10} {mode:<6} {processor:>22} {clock:>22} {begun:>7.0} ms {ended:>7.0} ms");
-    Ok(())
+    Ok([alone, attach, detach])
 }
 
 /// One step of target.py: processor time and the clock, nanoseconds.
 fn step(target: &mut Waiting) -> Result<[f64; 2]> {
-    let line = target.step()?;
-    let (processor, clock) = line.split_once(' ').context("two numbers of the target")?;
-    Ok([processor.parse()?, clock.parse()?])
+    two_numbers(&target.step()?)
+}
+
+fn two_numbers(line: &str) -> Result<[f64; 2]> {
+    let (first, second) = line.split_once(' ').context("two numbers of the target")?;
+    Ok([first.parse()?, second.parse()?])
 }
 
 fn system(binary: &Path, arguments: &Arguments) -> Result<()> {

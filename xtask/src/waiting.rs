@@ -42,7 +42,15 @@ impl Waiting {
     /// # Errors
     /// It has ended.
     pub fn step(&mut self) -> Result<String> {
-        self.input.write_all(b"\n")?;
+        self.ask("")
+    }
+
+    /// The same with a word of what is to be done.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn ask(&mut self, word: &str) -> Result<String> {
+        writeln!(self.input, "{word}")?;
         self.line()
     }
 
