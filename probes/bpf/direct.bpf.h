@@ -96,6 +96,16 @@ static __always_inline __s32 kernel_half(const void *at)
 	return half;
 }
 
+/*
+ * The address of a thread's struct mm_struct. As a number: for a pointer that is loaded from a typed one the verifier looks through all
+ * types of the kernel, by name and twice, whether what it leads to may be trusted (btf_nested_type_is_trusted in kernel/bpf/btf.c), some
+ * milliseconds for each such load that it comes by.
+ */
+static __always_inline __u64 memory_of(struct task_struct *task)
+{
+	return kernel_word((void *)task + bpf_core_field_offset(struct task_struct, mm));
+}
+
 #if defined(__TARGET_ARCH_x86) && !defined(RM_SINGLE)
 
 /* An entry of a table of pages (arch/x86/include/asm/pgtable_types.h). */
@@ -132,7 +142,7 @@ static __always_inline void begin_near(struct near *near, struct task_struct *ta
 	direct = bpf_map_lookup_elem(&direct_map, &zero);
 	near->base = direct ? direct->base : 0;
 	near->levels = direct ? direct->levels : 0;
-	near->top = kernel_word((void *)task->mm + bpf_core_field_offset(struct mm_struct, pgd));
+	near->top = kernel_word((void *)memory_of(task) + bpf_core_field_offset(struct mm_struct, pgd));
 	for (index = 0; index < NEAR_REGIONS; index++)
 		near->regions[index].number = NO_REGION;
 }
@@ -300,7 +310,7 @@ static __always_inline void find_direct(void)
 	search.near = bpf_map_lookup_elem(&search_near, &zero);
 	if (!can_cast() || !search.direct || !search.near)
 		return;
-	search.top = kernel_word((void *)task->mm + bpf_core_field_offset(struct mm_struct, pgd));
+	search.top = kernel_word((void *)memory_of(task) + bpf_core_field_offset(struct mm_struct, pgd));
 	search.from = search.direct->from ? search.direct->from : search.top & ~((1ull << 30) - 1);
 	bpf_loop(2 * search.direct->gibibytes, search_step, &search, 0);
 }

@@ -124,7 +124,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	if (process && is_unfolded(process, mm, member))
 		return 0;
 	barrier_var(member); /* as above */
-	own = counted && (__u64)task->mm == memory;
+	own = counted && memory_of(task) == memory;
 	if (own) {
 		if (process->memory && process->memory != memory)
 			return 0; /* of the image that is about to take its place (exec) */
