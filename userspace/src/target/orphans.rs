@@ -1,7 +1,9 @@
 //! Who cares for processes that outlive their parent: the first process of the PID namespace. In containers it is often a program that
 //! never heard of that, and then an orphan that has ended stays in the process table.
 
-use procfs::process::{Process, all_processes};
+use procfs::process::Process;
+
+use super::{identity, status};
 
 /// So many may lie about before we take it that nobody collects them: some look for them on a clock.
 const MOST_UNCOLLECTED: usize = 16;
@@ -19,9 +21,8 @@ pub fn are_collected(name: &str) -> bool {
 
 /// Processes of this name that have ended and are still in the table; counted no further than needed.
 fn uncollected(name: &str) -> usize {
-    let all = all_processes().into_iter().flatten().flatten();
-    let ended = all.filter(|process| process.stat().is_ok_and(|stat| stat.state == 'Z' && stat.comm == name));
-    ended.take(MOST_UNCOLLECTED).count()
+    let all = identity::processes().into_iter().flatten();
+    all.filter(|process| status::is_uncollected(*process, name)).take(MOST_UNCOLLECTED).count()
 }
 
 #[cfg(test)]

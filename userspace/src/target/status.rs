@@ -91,6 +91,12 @@ pub fn is_running(thread: Pid) -> bool {
     stat_fields(thread).is_ok_and(|fields| fields.first().is_some_and(|state| state == "R"))
 }
 
+/// Has a process of this name ended, and is in the table still?
+pub fn is_uncollected(pid: Pid, name: &str) -> bool {
+    read_bounded(pid, "stat", LONGEST_STATUS)
+        .is_ok_and(|content| content.starts_with(format!("{pid} ({name}) Z").as_bytes()))
+}
+
 /// When the process began, to the kernel's clock tick (10 ms).
 ///
 /// # Errors
