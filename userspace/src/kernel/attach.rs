@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rmprof_probes::abi;
 
@@ -87,12 +87,17 @@ pub(super) enum HeapPrograms {
     Pair { enter: OwnedFd, exit: OwnedFd, multi: bool },
 }
 
-/// Attaches probes to processes and keeps the table of watched ones. Used by the supervisor while a process is held.
+/// The program of the launch sites, and whether it is one for multi-probes.
 #[derive(Debug)]
-pub struct Attacher {
-    pub(super) keeper: Arc<Keeper>,
+pub(super) struct LaunchProgram {
+    pub program: OwnedFd,
+    pub multi: bool,
+}
+
+/// What of the loaded probes it takes to attach and to watch.
+#[derive(Debug)]
+pub(super) struct Probes {
     pub(super) heap: Option<HeapPrograms>,
-    pub(super) launch: Option<(OwnedFd, bool)>,
     pub(super) processes: Map,
     pub(super) other_programs: Map,
     pub(super) memories: Map,
@@ -102,14 +107,63 @@ pub struct Attacher {
     pub(super) arenas: Arc<Map>,
 }
 
+/// Attaches probes to processes and keeps the table of watched ones. Used by the supervisor while a process is held.
+///
+/// It is there before the probes are: a program is executed, and held, while they are loaded. What needs them waits for them, and fails
+/// where they could not be loaded.
+#[derive(Debug)]
+pub struct Attacher {
+    pub(super) keeper: Arc<Keeper>,
+    /// Of the launch sites, which may be loaded before the others are; `None`: it could not be.
+    launch: OnceLock<Option<LaunchProgram>>,
+    probes: OnceLock<Option<Probes>>,
+}
+
 impl Attacher {
+    /// One whose probes are to be loaded ([`Kernel::load_for`](super::Kernel::load_for)).
+    ///
+    /// # Errors
+    /// The process that attaches could not be started.
+    pub fn start() -> io::Result<Self> {
+        Ok(Self { keeper: Arc::new(Keeper::start()?), launch: OnceLock::new(), probes: OnceLock::new() })
+    }
+
+    /// Are the probes loaded? Waits until they are, or cannot be.
+    pub fn has_probes(&self) -> bool {
+        self.probes.wait().is_some()
+    }
+
+    /// Is the program of the launch sites there by now?
+    pub(super) fn has_launch(&self) -> bool {
+        self.launch.get().is_some()
+    }
+
+    /// The program of the launch sites is loaded. The first that is told of stays.
+    pub(super) fn set_launch(&self, launch: LaunchProgram) {
+        let _ = self.launch.set(Some(launch));
+    }
+
+    pub(super) fn set_probes(&self, probes: Probes) {
+        let _ = self.probes.set(Some(probes));
+    }
+
+    /// What is not loaded by now will not be: nobody waits for it any longer.
+    pub(super) fn give_up(&self) {
+        let _ = self.launch.set(None);
+        let _ = self.probes.set(None);
+    }
+
+    fn probes(&self) -> io::Result<&Probes> {
+        self.probes.wait().as_ref().ok_or_else(|| io::Error::other("the probes are not loaded"))
+    }
+
     /// Probes the malloc family in `library` for one process.
     ///
     /// # Errors
     /// What the kernel says of the file or the offsets.
     pub fn attach_heap(&self, pid: u32, library: &File, points: &[ProbePoint]) -> io::Result<Links> {
         let points = &releases_first(points);
-        match &self.heap {
+        match &self.probes()?.heap {
             None => Ok(Links::default()),
             Some(HeapPrograms::Session(program)) => {
                 multi_link(&self.keeper, program, bpf::TRACE_UPROBE_SESSION, 0, pid, library, points)
@@ -129,10 +183,8 @@ impl Attacher {
     /// # Errors
     /// What the kernel says of the file or the offsets.
     pub fn attach_launch(&self, pid: u32, extension: &File, points: &[ProbePoint]) -> io::Result<Links> {
-        match &self.launch {
-            None => Ok(Links::default()),
-            Some((program, multi)) => attach_points(&self.keeper, program, *multi, false, pid, extension, points),
-        }
+        let launch = self.launch.wait().as_ref().ok_or_else(|| io::Error::other("the probes are not loaded"))?;
+        attach_points(&self.keeper, &launch.program, launch.multi, false, pid, extension, points)
     }
 
     /// As long as the result is kept: should we be killed, four bytes of zero are written to `file` at `offset`.
@@ -150,33 +202,34 @@ impl Attacher {
     /// # Errors
     /// When the table is full.
     pub fn watch(&self, pid: u32, process: &abi::rm_process) -> io::Result<()> {
-        self.processes.update(&pid.to_ne_bytes(), bytes_of(process))?;
+        self.probes()?.processes.update(&pid.to_ne_bytes(), bytes_of(process))?;
         self.look_at_alarms(pid, false)
     }
 
     /// What the process has resident counts from now on, or (`leaves`) does not any more.
     fn look_at_alarms(&self, pid: u32, leaves: bool) -> io::Result<()> {
-        let Some(program) = &self.alarms else { return Ok(()) };
+        let Some(program) = &self.probes()?.alarms else { return Ok(()) };
         bpf::run(program.as_fd(), &[u64::from(pid), u64::from(leaves)]).map(drop)
     }
 
     /// What is known of a watched process now.
     pub fn watched(&self, pid: u32) -> Option<abi::rm_process> {
-        let value = self.processes.lookup(&pid.to_ne_bytes()).ok()??;
+        let value = self.probes().ok()?.processes.lookup(&pid.to_ne_bytes()).ok()??;
         from_bytes(&value)
     }
 
     /// Ends the watch and returns the last state.
     pub fn forget(&self, pid: u32) -> Option<abi::rm_process> {
         let last = self.watched(pid)?;
+        let Probes { processes, memories, .. } = self.probes().ok()?;
         // A program that was loaded can be run.
         let _ = self.look_at_alarms(pid, true);
         // Gone already is as good: both entries are ours alone.
-        let _ = self.processes.delete(&pid.to_ne_bytes());
+        let _ = processes.delete(&pid.to_ne_bytes());
         let memory = last.memory.to_ne_bytes();
         // A child of vfork had its parent's.
-        if self.memories.lookup(&memory).ok().flatten().is_some_and(|owner| owner == pid.to_ne_bytes()) {
-            let _ = self.memories.delete(&memory);
+        if memories.lookup(&memory).ok().flatten().is_some_and(|owner| owner == pid.to_ne_bytes()) {
+            let _ = memories.delete(&memory);
         }
         Some(last)
     }
@@ -188,7 +241,7 @@ impl Attacher {
     pub fn pass_over(&self, executable: &Executable) -> io::Result<()> {
         let Executable { inode, bytes, device, generation } = *executable;
         let key = abi::rm_executable { inode, bytes, device, generation };
-        self.other_programs.update(bytes_of(&key), &[1])
+        self.probes()?.other_programs.update(bytes_of(&key), &[1])
     }
 
     /// What is known of a process, if it is still that one: a process that has ended leaves its number to others.
@@ -201,7 +254,7 @@ impl Attacher {
     /// # Errors
     /// When the table is full.
     pub fn limit_next(&self, process: ProcessId, bytes: u64) -> io::Result<()> {
-        self.next_limits.update(&process.0.to_ne_bytes(), &bytes.to_ne_bytes())
+        self.probes()?.next_limits.update(&process.0.to_ne_bytes(), &bytes.to_ne_bytes())
     }
 
     /// A forked child has its parent's arenas: the same pages, counted in the parent.
@@ -210,10 +263,11 @@ impl Attacher {
     /// When the map cannot be read or is full.
     pub fn inherit_arenas(&self, parent: u32, child: u32) -> io::Result<()> {
         const PROCESS_AT: usize = 8; // struct arena_key: granule, process
-        for (mut key, value) in self.arenas.entries()? {
+        let arenas = &self.probes()?.arenas;
+        for (mut key, value) in arenas.entries()? {
             if key.get(PROCESS_AT..PROCESS_AT + 4) == Some(&parent.to_ne_bytes()) {
                 key[PROCESS_AT..PROCESS_AT + 4].copy_from_slice(&child.to_ne_bytes());
-                self.arenas.update(&key, &value)?;
+                arenas.update(&key, &value)?;
             }
         }
         Ok(())

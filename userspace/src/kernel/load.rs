@@ -3,13 +3,13 @@
 use std::ffi::CStr;
 use std::fmt::Display;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rmprof_probes::abi;
 
-use super::attach::{self, Attacher, HeapPrograms, Rung};
-use super::backend::{Loaded, Loader, Settings};
+use super::attach::{self, Attacher, HeapPrograms, LaunchProgram, Probes, Rung};
+use super::backend::{First, Loaded, Loader, Settings};
 use super::bpf;
 use super::counters::{FAULT_RECURSION_MISSES, RECURSION_MISSES};
 use super::direct::{self, Words};
@@ -138,25 +138,35 @@ impl Kernel {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(what: Wanted, how: How) -> Result<(Self, Attacher, Drain), LoadError> {
+        let attacher = Attacher::start().map_err(LoadError::Keeper)?;
+        let (kernel, drain) = Self::load_for(&attacher, what, how)?;
+        Ok((kernel, attacher, drain))
+    }
+
+    /// The same for an attacher that is there already: whoever waits for its probes waits until this returns.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load_for(attacher: &Attacher, what: Wanted, how: How) -> Result<(Self, Drain), LoadError> {
+        let _settled = Settled(attacher);
         let loader = how.loader;
         if let Some(rung) = how.rung.filter(|rung| !loader.rungs().contains(rung)) {
             return Err(LoadError::NotOfLoader { loader, rung });
         }
-        let keeper = Arc::new(Keeper::start().map_err(LoadError::Keeper)?);
         let mut last = None;
         for rung in loader.rungs().iter().copied().filter(|rung| how.rung.is_none_or(|only| only == *rung)) {
-            match open(what, loader, rung) {
+            match open(attacher, what, loader, rung) {
                 Ok(loaded) => {
-                    // Without the heap's probes the first rung loads on any kernel that has multi-probes, right or not.
-                    if rung != Rung::Single && !loaded.program("launch_multi").is_ok_and(attach::multi_filter_is_right)
-                    {
+                    if !is_right(rung, loaded.program(launch_program(rung))?) {
                         let reason = "its multi-probes cannot be told whom they are for".into();
                         last = Some(LoadError::Refused { reason, errno: None });
                         continue;
                     }
-                    return assemble(loaded, keeper, what, rung);
+                    return assemble(attacher, loaded, what, rung);
                 }
                 Err(error @ LoadError::Refused { errno: Some(libc::EPERM), .. }) => return Err(error),
+                // What the rungs differ in was loaded, and may be attached by now: the others would be refused for the same reason.
+                Err(error) if attacher.has_launch() => return Err(error),
                 Err(error) => last = Some(error),
             }
         }
@@ -170,6 +180,15 @@ impl Kernel {
             std::mem::forget(self.links);
             std::mem::forget(Arc::clone(&attacher.keeper));
         }
+    }
+}
+
+/// However loading ends, nobody waits for it any longer.
+struct Settled<'a>(&'a Attacher);
+
+impl Drop for Settled<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 
@@ -238,7 +257,26 @@ fn flags(what: Wanted) -> u32 {
     counted | native | abi::RM_PYTHON | abi::RM_FOLLOW | abi::RM_VICTIM
 }
 
-fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
+fn launch_program(rung: Rung) -> &'static str {
+    if rung == Rung::Single { "launch_single" } else { "launch_multi" }
+}
+
+/// What of the programs is another in each rung.
+fn programs_of_rung(rung: Rung) -> &'static [&'static str] {
+    match rung {
+        Rung::Session => &["launch_multi", "heap_session"],
+        Rung::Multi => &["launch_multi", "heap_enter_multi", "heap_return_multi"],
+        Rung::Single => &["launch_single", "heap_enter_single", "heap_return_single"],
+    }
+}
+
+/// Do probes of this rung keep to the process that they are for? Without the heap's the first rung loads on any kernel that has
+/// multi-probes, right or not.
+fn is_right(rung: Rung, launch: BorrowedFd<'_>) -> bool {
+    rung == Rung::Single || attach::multi_filter_is_right(launch)
+}
+
+fn open(attacher: &Attacher, what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
     let mut entries = vec![("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)];
     if !what.mode.counts_blocks() {
@@ -254,6 +292,16 @@ fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
     } else if what.mode == Mode::Objects {
         entries.push(("natives", 1 << 26));
     }
+    // The sites of the launch help can be probed from here on, which takes a grace period of the kernel's: it passes while the others load.
+    let loaded_first = |programs: &[(String, OwnedFd)]| {
+        let launch = programs.iter().find(|(name, _)| name == launch_program(rung));
+        if let Some((_, program)) = launch
+            && is_right(rung, program.as_fd())
+            && let Ok(program) = program.try_clone()
+        {
+            attacher.set_launch(LaunchProgram { program, multi: rung != Rung::Single });
+        }
+    };
     loader.load(&Settings {
         wanted: &|name| wanted(name, what, rung),
         tracepoints: TRACEPOINTS,
@@ -266,6 +314,7 @@ fn open(what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
             alarms_of_total: what.alarms.of_total,
         },
         rings: &["events", "residents", "natives"],
+        first: First { programs: programs_of_rung(rung), loaded: &loaded_first },
     })
 }
 
@@ -284,12 +333,7 @@ fn procfs_pages() -> Option<u64> {
     u64::try_from(pages).ok()
 }
 
-fn assemble(
-    mut loaded: Loaded,
-    keeper: Arc<Keeper>,
-    what: Wanted,
-    rung: Rung,
-) -> Result<(Kernel, Attacher, Drain), LoadError> {
+fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -> Result<(Kernel, Drain), LoadError> {
     let heap = match (what.mode.counts_blocks(), rung) {
         (false, _) => None,
         (true, Rung::Session) => Some(HeapPrograms::Session(loaded.take_program("heap_session")?)),
@@ -304,11 +348,9 @@ fn assemble(
             multi: false,
         }),
     };
-    let multi = rung != Rung::Single;
-    let attacher = Attacher {
-        keeper,
+    let launch = LaunchProgram { program: loaded.take_program(launch_program(rung))?, multi: rung != Rung::Single };
+    let probes = Probes {
         heap,
-        launch: Some((loaded.take_program(if multi { "launch_multi" } else { "launch_single" })?, multi)),
         processes: loaded.take_map("processes")?,
         other_programs: loaded.take_map("other_programs")?,
         memories: loaded.take_map("memories")?,
@@ -325,7 +367,7 @@ fn assemble(
         tally_stacks: loaded.take_map("tally_stacks")?,
         blocks: loaded.take_map("blocks")?,
         codes: loaded.take_map("codes")?,
-        arenas: Arc::clone(&attacher.arenas),
+        arenas: Arc::clone(&probes.arenas),
     };
     let words = Words::new().map_err(LoadError::Descriptor)?;
     let direct_map = loaded.take_map("direct_map")?;
@@ -342,11 +384,10 @@ fn assemble(
         let counter = if name == FAULT { FAULT_RECURSION_MISSES } else { RECURSION_MISSES };
         tracing.push((counter, loaded.take_program(name)?));
     }
-    Ok((
-        Kernel { links, rung, direct: direct::is_found(&direct_map) },
-        attacher,
-        Drain::new(loaded.into_records(), maps, tracing),
-    ))
+    attacher.set_launch(launch);
+    attacher.set_probes(probes);
+    let kernel = Kernel { links, rung, direct: direct::is_found(&direct_map) };
+    Ok((kernel, Drain::new(loaded.into_records(), maps, tracing)))
 }
 
 fn tracing_programs(what: Wanted) -> impl Iterator<Item = &'static str> {

@@ -42,7 +42,7 @@ use commands::Commands;
 use hold::Hold;
 use outlet::Outlet;
 
-use crate::kernel::{Drain, Follow, Kernel, LoadError, Mode, Totals, Wanted};
+use crate::kernel::{Attacher, Drain, Follow, Kernel, LoadError, Mode, Totals, Wanted};
 use crate::launch::Shim;
 use crate::plan::{ReportPlan, RunPlan};
 use crate::prompts::TerminalError;
@@ -161,8 +161,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     };
     let signals = Signals::block().map_err(|error| RunError::System { doing: "blocking signals", error })?;
     let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(Follow::Nobody, &plan.alarms) };
-    let (kernel, attacher, drain) = Kernel::load(wanted, plan.how)?;
-    let attacher = Arc::new(attacher);
+    let attacher = Arc::new(Attacher::start().map_err(LoadError::Keeper)?);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let mut hold = Hold::new(
         Arc::clone(&attacher),
@@ -184,6 +183,15 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
             (status, signals, hold.is_outlived())
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
+    // Meanwhile the program is executed, and held where it would begin.
+    let (kernel, drain) = match Kernel::load_for(&attacher, wanted, plan.how) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // The supervisor ends the program, of which nothing has run. What it says of that is not what was wrong.
+            let _ = supervisor.join();
+            return Err(error.into());
+        }
+    };
     let mut collector = Collector::default();
     let gathered = Gathering {
         plan,
@@ -277,7 +285,7 @@ struct Gathering<'g, 'p> {
     plan: &'g RunPlan,
     collector: &'g mut Collector,
     drain: &'g Drain,
-    attacher: &'g crate::kernel::Attacher,
+    attacher: &'g Attacher,
     outlet: &'g mut Outlet<'p>,
     commands: Commands,
     /// Tells the supervisor.

@@ -43,7 +43,8 @@ fn refused(error: &libbpf_rs::Error) -> LoadError {
 }
 
 pub(super) fn load(settings: &Settings<'_>) -> Result<Loaded, LoadError> {
-    let (object, beside) = open(settings).and_then(beside::load).map_err(|error| refused(&error))?;
+    let (object, beside) =
+        open(settings).and_then(|open| beside::load(open, &settings.first)).map_err(|error| refused(&error))?;
     let mut programs: HashMap<_, _> = beside.into_iter().collect();
     for program in object.progs().filter(|program| program.autoload()) {
         let descriptor = program.as_fd().try_clone_to_owned().map_err(LoadError::Descriptor)?;

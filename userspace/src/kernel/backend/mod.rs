@@ -54,6 +54,17 @@ pub(super) struct Settings<'s> {
     pub constants: abi::rm_constants,
     /// Ring buffers, in the order in which they are read.
     pub rings: &'s [&'static str],
+    /// What is waited for.
+    #[cfg_attr(not(feature = "libbpf"), expect(dead_code))]
+    pub first: First<'s>,
+}
+
+/// Programs that are wanted before the others: a loader that can loads them first, and says so.
+pub(super) struct First<'s> {
+    /// Their names.
+    pub programs: &'s [&'static str],
+    /// Told when they are loaded, maybe on another thread.
+    pub loaded: &'s (dyn Fn(&[(String, OwnedFd)]) + Sync),
 }
 
 /// What was loaded. Dropping it closes the descriptors; what was attached or taken out stays.

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Held, Hold, seed_resident};
@@ -56,6 +57,7 @@ impl Watcher for Hold {
     fn executed(&mut self, pid: Pid) -> AfterExec {
         self.end(pid, None);
         if !self.modules.program(pid).is_ok_and(|program| program.may_be_python) {
+            self.wait_for_probes(pid);
             return AfterExec::Continue;
         }
         if self.mode == Mode::Objects && self.modules.executes_free_threaded(pid) {
@@ -73,6 +75,7 @@ impl Watcher for Hold {
             Ok(None) => {}
             Err((sentence, hint)) => self.note(format!("process {pid} is not measured: {sentence}\nhint: {hint}")),
         }
+        self.wait_for_probes(pid);
     }
 
     fn mapped_more(&mut self, pid: Pid) {
@@ -103,5 +106,16 @@ impl Watcher for Hold {
     fn left(&mut self, pid: Pid) {
         self.outlived |= self.watched.contains_key(&pid);
         self.end(pid, None);
+    }
+}
+
+impl Hold {
+    /// A program is executed, and its libraries are mapped, while the probes are still being loaded: before anything of it runs they are
+    /// there. Where they cannot be had, it never begins.
+    fn wait_for_probes(&self, pid: Pid) {
+        if !self.attacher.has_probes() {
+            // Gone already is as good.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
     }
 }

@@ -15,6 +15,7 @@ use libbpf_rs::libbpf_sys::{
 };
 use libbpf_rs::{AsRawLibbpf, MapHandle, MapType, Object, OpenMap, OpenObject, OpenProgram, PrintLevel, ProgramType};
 
+use super::super::First;
 use super::keep_message;
 use crate::kernel::bpf::checked;
 use crate::target::page_bytes;
@@ -30,7 +31,7 @@ const LICENSE: &CStr = c"Dual MIT/GPL";
 const LOG_BYTES: usize = 1 << 24;
 
 /// Loads what is to be loaded of an object: the object, which has those programs that libbpf loaded, and the others by name.
-pub(super) fn load(mut open: OpenObject) -> libbpf_rs::Result<(Object, Vec<(String, OwnedFd)>)> {
+pub(super) fn load(mut open: OpenObject, first: &First<'_>) -> libbpf_rs::Result<(Object, Vec<(String, OwnedFd)>)> {
     let large = put_off(&mut open)?;
     thread::scope(|scope| {
         let making = scope.spawn(|| large.iter().map(Large::make).collect::<libbpf_rs::Result<Vec<_>>>());
@@ -39,9 +40,18 @@ pub(super) fn load(mut open: OpenObject) -> libbpf_rs::Result<(Object, Vec<(Stri
         let made = making.join().map_err(|_| io::Error::other("the thread that makes maps has panicked"))??;
         put_in_place(&open, &large, &made)
     })?;
-    let programs = take_out(&mut open);
+    let (firsts, others): (Vec<_>, Vec<_>) =
+        take_out(&mut open).into_iter().partition(|program| first.programs.contains(&program.name.as_str()));
+    let verify = || {
+        let mut loaded = firsts.iter().map(Program::load).collect::<io::Result<Vec<_>>>()?;
+        (first.loaded)(&loaded);
+        for program in &others {
+            loaded.push(program.load()?);
+        }
+        io::Result::Ok(loaded)
+    };
     thread::scope(|scope| {
-        let verifying = scope.spawn(|| programs.iter().map(Program::load).collect::<io::Result<Vec<_>>>());
+        let verifying = scope.spawn(verify);
         let object = open.load();
         let loaded = verifying.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"))?;
         // An object that is refused takes its maps with it, which the others then lack: what it says comes first.
