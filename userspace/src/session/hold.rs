@@ -3,10 +3,12 @@
 mod watcher;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::SystemTime;
 
 use nix::unistd::Pid;
@@ -75,6 +77,8 @@ pub struct Hold {
     pub(super) modules: Modules,
     /// Where the launch help is told of the program's process, once.
     notice: Option<File>,
+    /// Dropped as soon as the program's process is there.
+    unforked: Option<Sender<Infallible>>,
     credentials: Option<Arc<Credentials>>,
     last_id: u32,
     /// The resident memory at which the debugger opens.
@@ -127,6 +131,7 @@ impl Hold {
             help,
             library,
             notice,
+            unforked: None,
             credentials,
             watched: HashMap::new(),
             modules: Modules::default(),
@@ -148,6 +153,11 @@ impl Hold {
     /// Has blocks sampled in processes that count them themselves.
     pub fn sampling(self, sample: Option<NonZeroU64>) -> Self {
         Self { sample, ..self }
+    }
+
+    /// Lets go of this end of a channel when the program's process has been forked: it has our descriptors of then.
+    pub fn telling_of_the_fork(self, unforked: Sender<Infallible>) -> Self {
+        Self { unforked: Some(unforked), ..self }
     }
 
     /// The debugger is to be opened in its processes, which nobody holds, from outside.

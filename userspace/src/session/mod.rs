@@ -163,6 +163,7 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
     let wanted = Wanted { limit: plan.debugger.is_some(), ..plan.report.wanted(Follow::Nobody, &plan.alarms) };
     let attacher = Arc::new(Attacher::start().map_err(LoadError::Keeper)?);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let (unforked, forked) = std::sync::mpsc::channel();
     let mut hold = Hold::new(
         Arc::clone(&attacher),
         (plan.report.mode, plan.report.native()),
@@ -172,7 +173,8 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
         credentials.clone().map(Arc::new),
         plan.debugger,
     )
-    .sampling(plan.report.sample);
+    .sampling(plan.report.sample)
+    .telling_of_the_fork(unforked);
     let command = command(plan, credentials, shim.as_ref());
     let ending = Ending::default();
     let asked = ending.clone();
@@ -183,7 +185,9 @@ pub fn run(plan: &RunPlan) -> Result<i32, RunError> {
             (status, signals, hold.is_outlived())
         })
         .map_err(|error| RunError::System { doing: "starting a thread", error })?;
-    // Meanwhile the program is executed, and held where it would begin.
+    // Meanwhile the program is executed, and held where it would begin. What libbpf opens, one file of it without O_CLOEXEC (1.7.0,
+    // btf_parse_raw_mmap), is not to be the program's too.
+    let _ = forked.recv();
     let (kernel, drain) = match Kernel::load_for(&attacher, wanted, plan.how) {
         Ok(loaded) => loaded,
         Err(error) => {

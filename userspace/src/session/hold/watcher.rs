@@ -16,6 +16,7 @@ use crate::target::supervise::{AfterExec, Announcement, Watcher};
 
 impl Watcher for Hold {
     fn starting(&mut self, pid: Pid) {
+        drop(self.unforked.take());
         if let Some(mut notice) = self.notice.take() {
             // Without it the directory merely goes with us.
             let _ = notice.write_all(&pid.as_raw().to_ne_bytes());
