@@ -240,12 +240,12 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
             }
             order.assume_init_ref()
         };
-        if order.task == Task::Release {
-            for place in remembered.iter_mut().filter(|place| place.is_some_and(|(file, _)| file == order.link)) {
-                *place = None;
+        let result: i32 = match order.task {
+            Task::Release => {
+                answer(socket, 0); // whoever asked need not wait even for the fork
+                release(order, &mut remembered);
+                continue;
             }
-        }
-        let answer: i32 = match order.task {
             // Where there is no room for more, that one goes on counting for nobody.
             Task::Silence => {
                 if let Some(place) = remembered.iter_mut().find(|place| place.is_none()) {
@@ -253,25 +253,13 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
                 }
                 order.file
             }
-            // The kernel waits for grace periods, which run side by side for links closed side by side.
-            // SAFETY: the child makes two system calls.
-            Task::Release => match unsafe { fork_with_our_descriptors(libc::SIGCHLD) } {
-                0 => {
-                    order.perform();
-                    // SAFETY: ends this process.
-                    unsafe { libc::_exit(0) }
-                }
-                -1 => order.perform(),
-                _ => 0,
-            },
             Task::End => {
                 wait_for_children();
                 0
             }
             Task::Multi | Task::Single => order.perform(),
         };
-        // SAFETY: four bytes.
-        unsafe { libc::send(socket, (&raw const answer).cast(), size_of::<i32>(), libc::MSG_NOSIGNAL) };
+        answer(socket, result);
         if order.task == Task::End {
             // SAFETY: ends this process; the table of descriptors is its parent's.
             unsafe { libc::_exit(0) }
@@ -290,6 +278,30 @@ fn serve(socket: RawFd, parent: RawFd) -> ! {
         libc::syscall(libc::SYS_close_range, libc::STDERR_FILENO + 1, RawFd::MAX, 0);
         wait_for_children();
         libc::_exit(0)
+    }
+}
+
+fn answer(socket: RawFd, answer: i32) {
+    // SAFETY: four bytes.
+    unsafe { libc::send(socket, (&raw const answer).cast(), size_of::<i32>(), libc::MSG_NOSIGNAL) };
+}
+
+/// Closes a link, or a file that was remembered. The kernel waits for grace periods, which run side by side for links closed side by side.
+fn release(order: &Order, remembered: &mut [Option<(RawFd, i64)>]) {
+    for place in remembered.iter_mut().filter(|place| place.is_some_and(|(file, _)| file == order.link)) {
+        *place = None;
+    }
+    // SAFETY: the child makes two system calls.
+    match unsafe { fork_with_our_descriptors(libc::SIGCHLD) } {
+        0 => {
+            order.perform();
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(0) }
+        }
+        -1 => {
+            order.perform();
+        }
+        _ => {}
     }
 }
 
