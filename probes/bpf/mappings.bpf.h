@@ -132,7 +132,6 @@ __noinline int trim_reserved(struct rm_process *process, __u64 start, __u64 end)
 /* A range of an arena, granule by granule; the loops go through bpf_loop, which the verifier looks into once. */
 struct arena_loop {
 	struct rm_process *process;
-	struct thread *thread;
 	__u64 start;
 	__u64 end;
 	__u64 granule;
@@ -226,15 +225,14 @@ static long drop_step_arena(__u32 step, struct arena_loop *loop)
 }
 
 /*
- * Credits the touched pages of an unmapped arena to the running stack; with `keep`, of one whose pages alone are given back. Returns 1
- * when the range began in an arena.
+ * Takes the touched pages of an unmapped arena from their owners; with `keep`, of one whose pages alone are given back. Returns how many
+ * there were, and in bit 0 whether the range began in an arena.
  */
-__noinline int drop_arena(struct rm_process *process, struct thread *thread, __u64 start, __u64 bytes, __u32 keep)
+__noinline int drop_arena(struct rm_process *process, __u64 start, __u64 bytes, __u32 keep)
 {
-	struct arena_loop loop = { .process = process, .thread = thread, .start = start, .keep = keep };
-	__u64 pages;
+	struct arena_loop loop = { .process = process, .start = start, .keep = keep };
 
-	if (!process || !thread)
+	if (!process)
 		return 0;
 	loop.end = start + whole_pages(bytes);
 	loop.pages_each = pages_each(process);
@@ -243,13 +241,28 @@ __noinline int drop_arena(struct rm_process *process, struct thread *thread, __u
 	if (loop.ours && bytes > (__u64)(DROP_GRANULES - 1) * RM_ARENA_GRANULE)
 		count(RM_COUNT_ARENA_TOO_LARGE);
 	bpf_loop(DROP_GRANULES, drop_step_arena, &loop, 0);
-	if (loop.pages) {
-		walk(process, thread, 0, DEED_RELEASES);
-		pages = (__u64)loop.pages * loop.pages_each;
-		charge_release(process, thread, pages * RM_PAGE, pages);
-		add_net(process, thread, -(__s64)pages * RM_PAGE);
-	}
-	return loop.ours;
+	return loop.pages << 1 | !!loop.ours;
+}
+
+/* Pages of arenas were given back by the running stack. A global function, for the stack of ours. */
+__noinline int credit_pages(struct rm_process *process, struct thread *thread, __u64 pages)
+{
+	if (!process || !thread)
+		return 0;
+	walk(process, thread, 0, DEED_RELEASES);
+	charge_release(process, thread, pages * RM_PAGE, pages);
+	add_net(process, thread, -(__s64)pages * RM_PAGE);
+	return 0;
+}
+
+/* Credits the running stack with what drop_arena() takes. True: the range began in an arena. */
+static __always_inline bool give_back(struct rm_process *process, struct thread *thread, __u64 start, __u64 bytes, __u32 keep)
+{
+	__u32 dropped = drop_arena(process, start, bytes, keep);
+
+	if (dropped >> 1)
+		credit_pages(process, thread, (__u64)(dropped >> 1) * pages_each(process));
+	return dropped & 1;
 }
 
 /* A page of user memory is about to be there. Counts it if it is an arena's and new. */
@@ -429,7 +442,7 @@ static __always_inline int discard_enter(struct pt_regs *regs)
 		return 0;
 	thread = mapping_thread(process);
 	if (thread)
-		drop_arena(process, thread, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs), 1);
+		give_back(process, thread, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs), 1);
 	return 0;
 }
 
@@ -490,7 +503,7 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	if (change == RM_MAP_MUNMAP && thread_pointer() - thread->map_arguments[0] < thread->map_arguments[1])
 		return 0;
 	/* Released before the range can be mapped again by another thread. */
-	if (change == RM_MAP_MUNMAP && drop_arena(process, thread, thread->map_arguments[0], thread->map_arguments[1], 0))
+	if (change == RM_MAP_MUNMAP && give_back(process, thread, thread->map_arguments[0], thread->map_arguments[1], 0))
 		return 0;
 	if (change == RM_MAP_MUNMAP && !process->own_mappings)
 		return 0;
@@ -498,33 +511,14 @@ static __always_inline int mapping_enter(struct pt_regs *regs, long call)
 	return 0;
 }
 
-static __always_inline int mapping_exit(struct pt_regs *regs, long result)
+/* A mapping call of the program's own is over, and has changed something. A global function, for the verifier. */
+__noinline int mapping_changed(struct rm_process *process, struct thread *thread, __u32 change, __u64 result)
 {
-	__u32 change = change_of(syscall_number(regs));
 	struct rm_map_event *record;
-	struct rm_process *process;
-	struct thread *thread;
 	struct native native;
-	__u32 call;
 
-	if (!change)
+	if (!process || !thread)
 		return 0;
-	process = current_process();
-	if (!process || !has(process, RM_HEAP))
-		return 0;
-	thread = mapping_thread(process);
-	if (!thread)
-		return 0;
-	call = thread->map_call;
-	thread->map_call = 0;
-	if (!call || (result < 0 && result > -RM_PAGE))
-		return 0;
-	if (call == MAP_RESERVE) {
-		add_reserved(process, result, result + whole_pages(thread->map_arguments[1]));
-		return 0;
-	}
-	if (call == MAP_ARENA)
-		return add_arena(process, result, thread->map_arguments[1]);
 	count(RM_COUNT_EVENTS);
 	process->own_mappings = 1;
 	native = user_registers(process);
@@ -562,6 +556,34 @@ static __always_inline int mapping_exit(struct pt_regs *regs, long result)
 	}
 	bpf_ringbuf_submit(record, wakeup_flags());
 	return 0;
+}
+
+static __always_inline int mapping_exit(struct pt_regs *regs, long result)
+{
+	__u32 change = change_of(syscall_number(regs));
+	struct rm_process *process;
+	struct thread *thread;
+	__u32 call;
+
+	if (!change)
+		return 0;
+	process = current_process();
+	if (!process || !has(process, RM_HEAP))
+		return 0;
+	thread = mapping_thread(process);
+	if (!thread)
+		return 0;
+	call = thread->map_call;
+	thread->map_call = 0;
+	if (!call || (result < 0 && result > -RM_PAGE))
+		return 0;
+	if (call == MAP_RESERVE) {
+		add_reserved(process, result, result + whole_pages(thread->map_arguments[1]));
+		return 0;
+	}
+	if (call == MAP_ARENA)
+		return add_arena(process, result, thread->map_arguments[1]);
+	return mapping_changed(process, thread, change, result);
 }
 
 #endif

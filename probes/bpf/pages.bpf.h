@@ -16,7 +16,7 @@ static __always_inline bool exiting(struct task_struct *task)
 /* Has everybody let go of it (kernel/fork.c, mmput)? Whoever reads the memory of a process that ends holds it the longest. */
 static __always_inline bool torn_down(struct mm_struct *mm)
 {
-	return mm->mm_users.counter == 0;
+	return kernel_half((void *)mm + bpf_core_field_offset(struct mm_struct, mm_users.counter)) == 0;
 }
 
 /* A global function, for the verifier. `thread` is the running one's. */
@@ -100,7 +100,7 @@ static __always_inline __s64 own_change(struct rm_process *process, struct task_
 {
 	__s64 *resident = &process->resident[member & 3], before = *resident, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0;
 
-	if (has(process, RM_PAGES) && size < before - RM_PAGE && task->signal->live.counter > 1 && is_in_fault(task)) {
+	if (has(process, RM_PAGES) && size < before - RM_PAGE && BPF_CORE_READ(task, signal, live.counter) > 1 && is_in_fault(task)) {
 		if (process->others_releases < OTHERS_RELEASES && __sync_val_compare_and_swap(resident, before, before + taken) == before) {
 			process->others_releases++;
 			return taken;

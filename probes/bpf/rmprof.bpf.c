@@ -196,6 +196,27 @@ int sys_exit(__u64 *ctx)
 	return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
 }
 
+/*
+ * The three that heap mode has for all that the process does to its memory, in one program where the kernel tells it which tracepoint it is
+ * at (Linux 6.10): what they call is verified once, and not in each. Page faults have a program of their own, since it runs inside this
+ * one: what it reads of the process may fault, and the kernel runs no program within itself.
+ */
+#ifndef RM_SINGLE
+SEC("raw_tp")
+int memory_changes(__u64 *ctx)
+{
+	switch (bpf_get_attach_cookie(ctx)) {
+	case RM_TRACEPOINT_RSS_STAT:
+		return resident_changed((struct mm_struct *)ctx[0], ctx[1]);
+	case RM_TRACEPOINT_SYS_ENTER:
+		return mapping_enter((struct pt_regs *)ctx[0], ctx[1]);
+	case RM_TRACEPOINT_SYS_EXIT:
+		return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
+	}
+	return 0;
+}
+#endif
+
 /* The limit of resident memory. */
 
 SEC("tp_btf/sys_exit")

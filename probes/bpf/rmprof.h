@@ -365,6 +365,13 @@ enum rm_launch_role {
 	RM_LAUNCH_LIMIT = 7, /* (enum rm_limit_call, value, handler) */
 };
 
+/* Attach cookie of the program that is at several tracepoints (Linux 6.10). */
+enum rm_tracepoint {
+	RM_TRACEPOINT_RSS_STAT = 1,
+	RM_TRACEPOINT_SYS_ENTER = 2,
+	RM_TRACEPOINT_SYS_EXIT = 3,
+};
+
 enum rm_event_kind {
 	RM_EVENT_STACK = 1,
 	RM_EVENT_CODE = 2,

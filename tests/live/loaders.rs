@@ -257,9 +257,12 @@ fn root_a_way_to_attach_that_the_loader_has_not_is_refused() {
     if !root() {
         return;
     }
-    let ran = Run::new(["--loader", "aya", "--probes", "multi", "python3", "-c", "print('ran')"]).run().expect(125);
-    assert!(ran.stderr_text().contains("hint: leave the option --probes out"), "{ran}");
-    assert_eq!(ran.stdout_text(), "");
+    // Both are executed by then: one is held when its libraries are mapped, the other at its exec.
+    for program in [["python3", "-c", "print('ran')"], ["sh", "-c", "echo ran"]] {
+        let ran = Run::new(["--loader", "aya", "--probes", "multi"]).words(program).run().expect(125);
+        assert!(ran.stderr_text().contains("hint: leave the option --probes out"), "{ran}");
+        assert_eq!(ran.stdout_text(), "");
+    }
 }
 
 /// An allocator whose call begins as soon as it is probed, and is under way until it is told to go on. What it then does may be a call of

@@ -37,7 +37,7 @@ const PAGES: u32 = 20_000;
 
 /// Programs that run for a block that is trapped, and for a page.
 const OF_BLOCKS: &[&str] = &["heap_session", "heap_enter", "heap_return"];
-const OF_PAGES: &[&str] = &["rss_stat", "fault"];
+const OF_PAGES: &[&str] = &["rss_stat", "fault", "memory_changes"];
 
 /// The cases, by name.
 const CASES: &[Case] = &[

@@ -119,12 +119,15 @@ struct RawTracepoint {
     name: u64,
     program: u32,
     pad: u32,
+    cookie: u64,
 }
 
-/// Attaches a program to the tracepoint `name`, or one that is typed by the kernel's BTF to the tracepoint it was loaded for.
-pub(super) fn link_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd> {
-    let name = name.map_or(0, |name| name.as_ptr().addr() as u64);
-    let mut attributes = RawTracepoint { name, program: program.as_raw_fd().cast_unsigned(), ..Default::default() };
+/// Attaches a program to the tracepoint `name` with a cookie (Linux 6.10; 0: none), or one that is typed by the kernel's BTF to the
+/// tracepoint it was loaded for.
+pub(super) fn link_tracepoint(program: BorrowedFd<'_>, to: Option<(&CStr, u64)>) -> io::Result<OwnedFd> {
+    let (name, cookie) = to.map_or((0, 0), |(name, cookie)| (name.as_ptr().addr() as u64, cookie));
+    let program = program.as_raw_fd().cast_unsigned();
+    let mut attributes = RawTracepoint { name, program, cookie, ..Default::default() };
     // SAFETY: what the command expects; the name ends with a NUL and outlives the call.
     let link = checked(unsafe { call(Command::RawTracepointOpen, &mut attributes) })?;
     // SAFETY: a new descriptor that nobody else has.
@@ -233,7 +236,7 @@ mod tests {
         // include/uapi/linux/bpf.h: the offset of the first member after those that are used; perf_event.h: PERF_ATTR_SIZE_VER1.
         assert_eq!(size_of::<PerfEventLink>(), 24);
         assert_eq!(std::mem::offset_of!(MultiLink, pid), 56);
-        assert_eq!(size_of::<RawTracepoint>(), 16);
+        assert_eq!(std::mem::offset_of!(RawTracepoint, cookie), 16);
         assert_eq!(std::mem::offset_of!(TestRun, context), 48);
         assert_eq!(size_of::<PerfEvent>(), 72);
         assert_eq!(std::mem::offset_of!(ProgramInfo, recursion_misses), 208);

@@ -119,9 +119,17 @@ const TRACEPOINTS: &[(&str, &str)] = &[
     ("mark_victim", "mark_victim"),
 ];
 
-/// The same of programs that are not typed, which are told their tracepoint where they are attached.
-const RAW_TRACEPOINTS: &[(&str, &CStr)] = &[(FAULT, c"page_fault_user"), (FAULT, c"page_fault_kernel")];
+/// The same of programs that are not typed, which are told their tracepoint where they are attached, and with it a cookie (0: none).
+const RAW_TRACEPOINTS: &[(&str, &CStr, u32)] = &[
+    (FAULT, c"page_fault_user", 0),
+    (FAULT, c"page_fault_kernel", 0),
+    (MEMORY_CHANGES, c"rss_stat", abi::RM_TRACEPOINT_RSS_STAT),
+    (MEMORY_CHANGES, c"sys_enter", abi::RM_TRACEPOINT_SYS_ENTER),
+    (MEMORY_CHANGES, c"sys_exit", abi::RM_TRACEPOINT_SYS_EXIT),
+];
 const FAULT: &str = "fault";
+/// One for three of the others.
+const MEMORY_CHANGES: &str = "memory_changes";
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
 pub struct Kernel {
@@ -245,6 +253,9 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
         "launch_multi" => rung != Rung::Single,
         "launch_single" => rung == Rung::Single,
         FAULT => heap && cfg!(target_arch = "x86_64"),
+        // Kernels that have the session probes (6.13) tell a program its tracepoint too (6.10).
+        MEMORY_CHANGES => heap && rung == Rung::Session,
+        "rss_stat" | "sys_enter" | "sys_exit" if heap && rung == Rung::Session => false,
         "rss_stat" | "measure_cpus" | "mark_victim" => true,
         _ => heap,
     }
@@ -378,9 +389,9 @@ fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -
     if measured != 0 {
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
-    let links = tracepoints(&loaded, what)?;
+    let links = tracepoints(&loaded, what, rung)?;
     let mut tracing = Vec::new();
-    for name in tracing_programs(what) {
+    for name in tracing_programs(what, rung) {
         let counter = if name == FAULT { FAULT_RECURSION_MISSES } else { RECURSION_MISSES };
         tracing.push((counter, loaded.take_program(name)?));
     }
@@ -390,20 +401,21 @@ fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -
     Ok((kernel, Drain::new(loaded.into_records(), maps, tracing)))
 }
 
-fn tracing_programs(what: Wanted) -> impl Iterator<Item = &'static str> {
-    let programs = TRACEPOINTS.iter().map(|(program, _)| *program).chain([FAULT]);
-    programs.filter(move |program| wanted(program, what, Rung::Session))
+fn tracing_programs(what: Wanted, rung: Rung) -> impl Iterator<Item = &'static str> {
+    let programs = TRACEPOINTS.iter().map(|(program, _)| *program).chain([FAULT, MEMORY_CHANGES]);
+    programs.filter(move |program| wanted(program, what, rung))
 }
 
-fn tracepoints(loaded: &Loaded, what: Wanted) -> Result<Vec<OwnedFd>, LoadError> {
-    let wanted = |name| wanted(name, what, Rung::Session);
+fn tracepoints(loaded: &Loaded, what: Wanted, rung: Rung) -> Result<Vec<OwnedFd>, LoadError> {
     let typed = TRACEPOINTS.iter().map(|(program, name)| (*program, *name, None));
-    let raw = RAW_TRACEPOINTS.iter().map(|(program, name)| (*program, name.to_str().unwrap_or_default(), Some(*name)));
+    let raw = RAW_TRACEPOINTS.iter().map(|(program, tracepoint, cookie)| {
+        (*program, tracepoint.to_str().unwrap_or_default(), Some((*tracepoint, u64::from(*cookie))))
+    });
     typed
         .chain(raw)
-        .filter(|(program, ..)| wanted(program))
-        .map(|(program, name, given)| {
-            bpf::link_tracepoint(loaded.program(program)?, given).map_err(|error| LoadError::Tracepoint { name, error })
+        .filter(|(program, ..)| wanted(program, what, rung))
+        .map(|(program, name, to)| {
+            bpf::link_tracepoint(loaded.program(program)?, to).map_err(|error| LoadError::Tracepoint { name, error })
         })
         .collect()
 }

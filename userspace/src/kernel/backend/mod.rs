@@ -67,6 +67,13 @@ pub(super) struct First<'s> {
     pub loaded: &'s (dyn Fn(&[(String, OwnedFd)]) + Sync),
 }
 
+#[cfg(feature = "libbpf")]
+impl First<'_> {
+    fn names(&self, program: &str) -> bool {
+        self.programs.contains(&program)
+    }
+}
+
 /// What was loaded. Dropping it closes the descriptors; what was attached or taken out stays.
 pub(super) struct Loaded {
     programs: HashMap<String, OwnedFd>,

@@ -1,11 +1,14 @@
 //! What libbpf does one after the other, on two threads: a start is as long as the probes take to load. While libbpf relocates the
-//! programs, the large maps are made; while it has one half of the programs verified, the other half is verified beside it.
+//! programs, the large maps are made; programs that need no more of it are verified on both threads.
 //!
 //! What libbpf makes of a map or a program before it hands them to the kernel it makes here too; only the hand-over is ours.
 
+use std::cmp::Reverse;
 use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use libbpf_rs::libbpf_sys::{
@@ -40,23 +43,56 @@ pub(super) fn load(mut open: OpenObject, first: &First<'_>) -> libbpf_rs::Result
         let made = making.join().map_err(|_| io::Error::other("the thread that makes maps has panicked"))??;
         put_in_place(&open, &large, &made)
     })?;
-    let (firsts, others): (Vec<_>, Vec<_>) =
-        take_out(&mut open).into_iter().partition(|program| first.programs.contains(&program.name.as_str()));
-    let verify = || {
-        let mut loaded = firsts.iter().map(Program::load).collect::<io::Result<Vec<_>>>()?;
-        (first.loaded)(&loaded);
-        for program in &others {
-            loaded.push(program.load()?);
-        }
-        io::Result::Ok(loaded)
-    };
-    thread::scope(|scope| {
-        let verifying = scope.spawn(verify);
-        let object = open.load();
-        let loaded = verifying.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"))?;
+    let queue = Queue::new(take_out(&mut open), first);
+    let object = thread::scope(|scope| {
+        let beside = scope.spawn(|| queue.work());
         // An object that is refused takes its maps with it, which the others then lack: what it says comes first.
-        Ok((object?, loaded?))
-    })
+        let object = open.load();
+        let ours = if object.is_ok() { queue.work() } else { Ok(()) };
+        let theirs = beside.join().map_err(|_| io::Error::other("the thread that loads programs has panicked"));
+        object.and_then(|object| {
+            ours?;
+            theirs??;
+            Ok(object)
+        })
+    })?;
+    Ok((object, queue.into_loaded()))
+}
+
+/// Programs to be loaded, by each thread that takes part: one after the other, those that are wanted first before the longest.
+struct Queue<'f> {
+    programs: Vec<Program>,
+    next: AtomicUsize,
+    loaded: Mutex<Vec<(String, OwnedFd)>>,
+    first: &'f First<'f>,
+    /// How many of the programs are wanted first.
+    firsts: usize,
+}
+
+impl<'f> Queue<'f> {
+    fn new(mut programs: Vec<Program>, first: &'f First<'f>) -> Self {
+        programs.sort_by_key(|program| (!first.names(&program.name), Reverse(program.instructions.len())));
+        let firsts = programs.iter().filter(|program| first.names(&program.name)).count();
+        Self { programs, next: AtomicUsize::new(0), loaded: Mutex::default(), first, firsts }
+    }
+
+    fn work(&self) -> io::Result<()> {
+        while let Some(program) = self.programs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let loaded = program.load()?;
+            let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            all.push(loaded);
+            if self.first.names(&program.name)
+                && all.iter().filter(|(name, _)| self.first.names(name)).count() == self.firsts
+            {
+                (self.first.loaded)(&all);
+            }
+        }
+        Ok(())
+    }
+
+    fn into_loaded(self) -> Vec<(String, OwnedFd)> {
+        self.loaded.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A map that is made beside.
@@ -128,8 +164,7 @@ struct Program {
     lines: Vec<bpf_line_info>,
 }
 
-/// Takes those programs out of what libbpf loads that need no more of it: all but those that are typed by the kernel's BTF. These are
-/// about half of the work.
+/// Takes those programs out of what libbpf loads that need no more of it: all but those that are typed by the kernel's BTF.
 fn take_out(open: &mut OpenObject) -> Vec<Program> {
     // SAFETY: the object is open, and prepared.
     let btf = unsafe { bpf_object__btf_fd(open.as_libbpf_object().as_ptr()) };
@@ -140,8 +175,6 @@ fn take_out(open: &mut OpenObject) -> Vec<Program> {
             program.set_autoload(false);
         }
     }
-    // The longest first: what libbpf loads meanwhile ends at about the same time.
-    programs.sort_by_key(|program| std::cmp::Reverse(program.instructions.len()));
     programs
 }
 
