@@ -9,7 +9,7 @@ use super::modules::Program;
 use crate::kernel::Links;
 use crate::kernel::event::Executable;
 use crate::ledger::ProcessId;
-use crate::target::{Pid, maps};
+use crate::target::{Pid, maps, status};
 
 impl Hold {
     /// A fork that nobody holds is there, and counted, as `id`. False: nothing is known of its parent.
@@ -27,7 +27,8 @@ impl Hold {
         }
         // It may have ended by now: what can be known without it is.
         let held = Held { id, command, links, allocators, interpreter, layout, tally: None };
-        self.announce(child, parent_pid, held, Some(parent));
+        let resident = status::resident(child).ok().map(|resident| resident.total_bytes());
+        self.announce(child, parent_pid, held, Some(parent), resident);
         true
     }
 

@@ -257,14 +257,23 @@ impl Hold {
     /// Begins an image: tells the collector first, so that its births come before their records.
     fn begin(&mut self, pid: Pid, process: &abi::rm_process, held: Held, forked_from: Option<ProcessId>) {
         let parent = status::parent_pid(pid).unwrap_or(Pid::from_raw(0));
-        self.announce(pid, parent, held, forked_from);
+        // What the kernel side begins with: others may make pages of it resident at any moment, by reading them.
+        let resident = u64::try_from(process.resident_peak).ok().filter(|bytes| *bytes != 0);
+        self.announce(pid, parent, held, forked_from, resident);
         if let Err(error) = self.attacher.watch(pid.as_raw().unsigned_abs(), process) {
             self.note(format!("process {pid}: it is not measured: {error}"));
         }
     }
 
-    /// Tells the collector of an image.
-    pub(super) fn announce(&mut self, pid: Pid, parent: Pid, held: Held, forked_from: Option<ProcessId>) {
+    /// Tells the collector of an image, and what is resident of it.
+    pub(super) fn announce(
+        &mut self,
+        pid: Pid,
+        parent: Pid,
+        held: Held,
+        forked_from: Option<ProcessId>,
+        resident: Option<u64>,
+    ) {
         let root = Root::of(pid).ok();
         let cgroup = status::cgroup(pid).ok();
         let credentials =
@@ -291,7 +300,7 @@ impl Hold {
             asked_from_outside: self.followed && self.limit.is_some(),
             tally: held.tally.clone(),
             root,
-            rss_bytes: status::resident(pid).ok().map(|resident| resident.total_bytes()),
+            rss_bytes: resident,
         };
         let id = birth.id;
         let _ = self.messages.send(Message::Born(Box::new(birth)));
@@ -395,7 +404,7 @@ impl Hold {
         }
         // Before the beginning is taken: what it reads may become resident by that.
         let layout = self.live_layout(pid, &interpreter);
-        let mut process = self.new_process(pid);
+        let mut process = self.new_process();
         if self.followed && self.limit.is_some() {
             // One that was named has been asked before; of its children it is said.
             if let Err((why, hint)) = prompts::check(pid, interpreter.runtime_address, &layout) {
@@ -415,6 +424,9 @@ impl Hold {
             process.page_sample = self.sample.and_then(tally::pages_each).map_or(0, NonZeroU32::get);
         }
         let links = self.attach(pid, &libraries, tally.as_deref());
+        // Late: probes are waited for before, and change pages of it.
+        self.attacher.has_probes();
+        seed_resident(&mut process, pid);
         if let Some(tally) = &tally {
             tally.begin(&process, self.mode == Mode::Objects, self.sample, None);
         }
@@ -453,7 +465,7 @@ impl Hold {
         self.watched.keys().copied()
     }
 
-    fn new_process(&mut self, pid: Pid) -> abi::rm_process {
+    fn new_process(&mut self) -> abi::rm_process {
         // SAFETY: rm_process is a plain C struct for which all zero is a valid value: nothing known yet.
         let mut process: abi::rm_process = unsafe { std::mem::zeroed() };
         process.id = self.next_id().0;
@@ -470,7 +482,6 @@ impl Hold {
         if let Some(limit) = self.limit {
             (process.limit_bytes, process.limit_step) = (limit.bytes, limit.step.unwrap_or(0));
         }
-        seed_resident(&mut process, pid);
         process
     }
 }

@@ -60,12 +60,16 @@ pub(super) struct Settings<'s> {
 }
 
 /// Programs that are wanted before the others: a loader that can loads them first, and says so.
+#[cfg_attr(not(feature = "libbpf"), expect(dead_code))]
 pub(super) struct First<'s> {
     /// Their names.
     pub programs: &'s [&'static str],
     /// Told when they are loaded, maybe on another thread.
-    pub loaded: &'s (dyn Fn(&[(String, OwnedFd)]) + Sync),
+    pub loaded: &'s Told<'s>,
 }
+
+/// Is told of programs, by name.
+type Told<'s> = dyn Fn(&[(String, OwnedFd)]) + Sync + 's;
 
 #[cfg(feature = "libbpf")]
 impl First<'_> {
