@@ -300,10 +300,11 @@ pub fn build() -> Result<PathBuf> {
     executable.map(PathBuf::from).context("cargo did not say where the binary is")
 }
 
-/// The Python itself: a version manager's wrapper would be measured with it.
+/// The Python itself: a version manager's wrapper would be measured with it. Not what a virtual environment's leads to: that has not its
+/// modules.
 fn python(given: &PathBuf) -> Result<PathBuf> {
     let output = Command::new(given)
-        .args(["-c", "import os, sys; print(os.path.realpath(sys.executable))"])
+        .args(["-c", "import sys; print(sys.executable)"])
         .output()
         .with_context(|| format!("{} cannot be run\nhint: --python PATH", given.display()))?;
     if !output.status.success() {
