@@ -22,12 +22,9 @@ fn check(text: &str, expected: &[(&str, i64)], beside: i64) {
     }
 }
 
-#[test]
-fn root_the_same_memory_is_filled_from_two_lines() {
-    if !root() {
-        return;
-    }
-    check(
+/// The same of a program that fills parts of one area of so many pages, from the lines of `run` by one helper.
+fn check_one_area(pages: i64, run: &str, expected: &[(&str, i64)]) {
+    let text = format!(
         "
 import ctypes, mmap
 
@@ -35,7 +32,24 @@ def fill(address, size):
     ctypes.memset(address, 1, size)
 
 def run():
-    for _ in range(40):
+{run}
+SIZE = {pages} * 4096
+area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+run()
+"
+    );
+    check(&text, expected, A_FEW);
+}
+
+#[test]
+fn root_the_same_memory_is_filled_from_two_lines() {
+    if !root() {
+        return;
+    }
+    check_one_area(
+        64,
+        "    for _ in range(40):
         fill(start, SIZE)  # all of it
         area.madvise(mmap.MADV_DONTNEED)  # released
         fill(start, SIZE)  # again
@@ -46,11 +60,6 @@ def run():
         fill(start, SIZE // 4)  # a quarter
         fill(start + SIZE // 4, SIZE - SIZE // 4)  # the rest
         area.madvise(mmap.MADV_DONTNEED)  # at last
-
-SIZE = 64 * 4096
-area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-run()
 ",
         &[
             ("# all of it", 40 * 64),
@@ -64,7 +73,6 @@ run()
             ("# thrice", -40 * 64),
             ("# at last", -40 * 64),
         ],
-        A_FEW,
     );
 }
 
@@ -74,26 +82,14 @@ fn root_neighbours_are_filled_from_two_lines() {
     if !root() {
         return;
     }
-    check(
-        "
-import ctypes, mmap
-
-def fill(address, size):
-    ctypes.memset(address, 1, size)
-
-def run():
-    for at in range(0, SIZE, 16 * 4096):
+    check_one_area(
+        16 * 100,
+        "    for at in range(0, SIZE, 16 * 4096):
         fill(start + at, 4096)  # one page
         fill(start + at + 4096, 5 * 4096)  # five
         fill(start + at + 6 * 4096, 10 * 4096)  # ten
-
-SIZE = 16 * 100 * 4096
-area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-run()
 ",
         &[("# one page", 100), ("# five", 500), ("# ten", 1000)],
-        A_FEW,
     );
 }
 
