@@ -93,20 +93,23 @@ static __always_inline bool is_in_fault(struct task_struct *task)
 enum { OTHERS_RELEASES = 64 };
 
 /*
- * What of a counter's new size is the running thread's own. A thread counts, and then comes the tracepoint: who looks in between sees what
- * another one has released and not yet told, hundreds of pages at a time. A fault releases nothing: it is left to that other one.
+ * What is to be charged of a counter's new size; `own`: to the running thread, which is of that process. A thread counts, and then comes
+ * the tracepoint: who looks in between sees what another one has released and not yet told, hundreds of pages at a time. A fault releases
+ * nothing: it is left to that other one.
  */
-static __always_inline __s64 own_change(struct rm_process *process, struct task_struct *task, __u32 member, __s64 size)
+static __always_inline __s64 change_to(struct rm_process *process, struct task_struct *task, bool own, __u32 member, __s64 size)
 {
 	__s64 *resident = &process->resident[member & 3], before = *resident, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0;
 
-	if (has(process, RM_PAGES) && size < before - RM_PAGE && BPF_CORE_READ(task, signal, live.counter) > 1 && is_in_fault(task)) {
-		if (process->others_releases < OTHERS_RELEASES && __sync_val_compare_and_swap(resident, before, before + taken) == before) {
+	if (own && has(process, RM_PAGES)) {
+		if (size >= before - RM_PAGE || BPF_CORE_READ(task, signal, live.counter) <= 1 || !is_in_fault(task)) {
+			if (process->others_releases)
+				process->others_releases = 0;
+		} else if (process->others_releases < OTHERS_RELEASES &&
+			   __sync_val_compare_and_swap(resident, before, before + taken) == before) {
 			process->others_releases++;
 			return taken;
 		}
-	} else if (process->others_releases) {
-		process->others_releases = 0;
 	}
 	return size - (__s64)__sync_lock_test_and_set(resident, size);
 }
@@ -150,10 +153,10 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	if (member >= MEMBERS)
 		return 0;
 	size = member_bytes(mm, member);
-	change = own ? own_change(process, task, member, size) : size - (__s64)__sync_lock_test_and_set(&process->resident[member & 3], size);
+	change = change_to(process, task, own, member, size);
 	if (own && process->tally)
 		note_resident(process);
-	if (change < 0)
+	if (has(process, RM_PAGES) && change < 0)
 		__sync_fetch_and_add(&process->releases, 1);
 	sum = resident_bytes(process);
 	if (sum > process->resident_peak)
