@@ -3,6 +3,7 @@
 //! ratio, and the median of the ratios is what counts.
 
 mod chart;
+mod kept;
 mod report;
 mod summary;
 mod tool;
@@ -14,8 +15,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use kept::Kept;
 use tool::{TOOLS, Tool};
 use turn::Bench;
 use workload::{WORKLOADS, Workload};
@@ -38,9 +40,22 @@ pub struct Arguments {
     /// Draw the ratios of the work as an SVG picture
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
+    /// Keep the figures in this file, a line of JSON for each, as soon as they are there; what it holds already is not measured again
+    #[arg(long, value_name = "FILE")]
+    keep: Option<PathBuf>,
     /// Workloads, by name; all where none is given
     #[arg(value_name = "WORKLOAD", value_parser = names())]
     workloads: Vec<String>,
+}
+
+impl Arguments {
+    fn wants_tool(&self, tool: &str) -> bool {
+        self.tools.iter().any(|name| name == ALL || name == tool)
+    }
+
+    fn wants_workload(&self, workload: &str) -> bool {
+        self.workloads.is_empty() || self.workloads.iter().any(|name| name == workload)
+    }
 }
 
 fn names() -> Vec<&'static str> {
@@ -55,7 +70,7 @@ fn tools() -> Vec<&'static str> {
 }
 
 /// The middle of some measurements, and how far they lie apart.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Spread {
     /// Half of them are below, half above.
     pub median: f64,
@@ -86,10 +101,10 @@ struct Pair {
 }
 
 /// One workload under one tool.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Outcome {
-    workload: &'static str,
-    tool: &'static str,
+    workload: String,
+    tool: String,
     turns: u32,
     /// Why the tool ran it to no end; then there is nothing else.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,7 +113,7 @@ struct Outcome {
     figures: Option<Figures>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Figures {
     bare_seconds: Spread,
     tool_seconds: Spread,
@@ -120,15 +135,15 @@ struct Figures {
     target: Option<Verdict>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Step {
-    name: &'static str,
+    name: String,
     bare_nanoseconds: f64,
     extra_nanoseconds: f64,
 }
 
 /// What is known of our own runs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Ours {
     /// Of the last turn, from the report's health.
     events: u64,
@@ -141,7 +156,7 @@ struct Ours {
 }
 
 /// A promise and whether it was kept.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Verdict {
     promise: String,
     kept: bool,
@@ -153,16 +168,19 @@ struct Verdict {
 /// No rights, no Python, a program that fails bare or under us, or events that were lost. A promise that is not kept is printed, no
 /// error: the machine may be busy. So is a peer that fails.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let is_asked = |tool: &&Tool| arguments.tools.iter().any(|name| name == ALL || name == tool.name);
-    let tools: Vec<&Tool> = TOOLS.iter().filter(is_asked).collect();
-    let workloads: Vec<&Workload> = WORKLOADS.iter().filter(|workload| is_wanted(workload, arguments)).collect();
+    let tools: Vec<&Tool> = TOOLS.iter().filter(|tool| arguments.wants_tool(tool.name)).collect();
+    let workloads: Vec<&Workload> =
+        WORKLOADS.iter().filter(|workload| arguments.wants_workload(workload.name)).collect();
     let mut python = python(&arguments.python)?;
     if tools.iter().any(|tool| tool.is_peer()) {
         python = tool::peers(&python)?;
     }
     let bench = Bench::new(build()?, python)?;
     let before = report::Machine::now(&bench)?;
-    let mut outcomes = Vec::new();
+    let mut kept = Kept::open(arguments.keep.as_deref(), &before)?;
+    if !arguments.json {
+        report::head(&before);
+    }
     for workload in workloads {
         if let Some(module) = workload.needs
             && !bench.has_module(module)?
@@ -172,14 +190,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         let applies = |tool: &&&Tool| workload.has_marks() || !tool.wants_marks();
         let tools: Vec<&Tool> = tools.iter().filter(applies).copied().collect();
-        outcomes.extend(measure(&bench, workload, &tools, arguments.runs)?);
+        let missing: Vec<&Tool> = tools.iter().filter(|tool| !kept.has(workload.name, tool.name)).copied().collect();
+        if !missing.is_empty() {
+            kept.add(measure(&bench, workload, &missing, arguments.runs)?)?;
+        }
+        if !arguments.json {
+            report::rows(kept.of(workload.name).filter(|outcome| arguments.wants_tool(&outcome.tool)));
+        }
     }
     let after = report::Machine::now(&bench)?;
+    let is_wanted = |of: &Outcome| arguments.wants_workload(&of.workload) && arguments.wants_tool(&of.tool);
+    let outcomes = kept.into_outcomes(is_wanted);
     let summary = summary::Summary::of(&outcomes);
     if arguments.json {
         report::json(&before, &after, &outcomes, &summary)?;
     } else {
-        report::table(&before, &after, &outcomes, &summary);
+        report::details(&after, &outcomes, &summary);
     }
     if let Some(file) = &arguments.chart {
         chart::draw(file, &outcomes)?;
@@ -187,10 +213,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let lost: u64 = outcomes.iter().filter_map(|outcome| Some(outcome.figures.as_ref()?.ours.as_ref()?.lost)).sum();
     ensure!(lost == 0, "{lost} events were lost: the figures of those rows count too little work");
     Ok(())
-}
-
-fn is_wanted(workload: &Workload, arguments: &Arguments) -> bool {
-    arguments.workloads.is_empty() || arguments.workloads.iter().any(|name| name == workload.name)
 }
 
 fn measure(bench: &Bench, workload: &'static Workload, tools: &[&'static Tool], runs: u32) -> Result<Vec<Outcome>> {
@@ -221,8 +243,8 @@ fn measure(bench: &Bench, workload: &'static Workload, tools: &[&'static Tool], 
         }
     }
     let outcome = |(tool, runs): (&&'static Tool, Result<Vec<Pair>, String>)| Outcome {
-        workload: workload.name,
-        tool: tool.name,
+        workload: workload.name.into(),
+        tool: tool.name.into(),
         turns,
         figures: runs.as_ref().ok().map(|runs| figures(workload, tool, runs)),
         failed: runs.err(),
@@ -258,7 +280,7 @@ fn step(name: &'static str, work: &[(turn::Work, turn::Work)]) -> Step {
     let nanoseconds = |work: turn::Work| work.processor_seconds / work.steps * 1e9;
     let bare_nanoseconds = Spread::of(work.iter().map(|(bare, _)| nanoseconds(*bare))).median;
     let extra_nanoseconds = Spread::of(work.iter().map(|(_, tool)| nanoseconds(*tool) - bare_nanoseconds)).median;
-    Step { name, bare_nanoseconds, extra_nanoseconds }
+    Step { name: name.into(), bare_nanoseconds, extra_nanoseconds }
 }
 
 fn ours(pairs: &[Pair]) -> Option<Ours> {

@@ -8,12 +8,14 @@ use plotters::prelude::*;
 use super::Outcome;
 use super::tool::TOOLS;
 
+/// At least, and for each bar.
 const WIDTH: u32 = 1200;
+const BAR_WIDTH: u32 = 7;
 const HEIGHT: u32 = 520;
 /// Below this a bar would be nothing, above it would hide the others.
 const RATIOS: std::ops::Range<f64> = 0.8..40.0;
-/// One a tool, told apart by most eyes: Okabe and Ito's, and two more.
-const COLOURS: [RGBColor; 9] = [
+/// One a tool, told apart by most eyes: Okabe and Ito's, and some more.
+const COLOURS: [RGBColor; TOOLS.len()] = [
     RGBColor(0, 158, 115),
     RGBColor(0, 114, 178),
     RGBColor(86, 180, 233),
@@ -23,6 +25,8 @@ const COLOURS: [RGBColor; 9] = [
     RGBColor(240, 228, 66),
     RGBColor(120, 120, 120),
     RGBColor(0, 0, 0),
+    RGBColor(148, 103, 189),
+    RGBColor(140, 86, 75),
 ];
 
 /// Writes the file.
@@ -32,13 +36,17 @@ const COLOURS: [RGBColor; 9] = [
 pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
     let mut workloads: Vec<&str> = Vec::new();
     for outcome in outcomes.iter().filter(|outcome| ratio(outcome).is_some()) {
-        if !workloads.contains(&outcome.workload) {
-            workloads.push(outcome.workload);
+        if !workloads.contains(&outcome.workload.as_str()) {
+            workloads.push(&outcome.workload);
         }
     }
+    let seen = |name: &str| outcomes.iter().any(|outcome| outcome.tool == name && ratio(outcome).is_some());
+    let tools: Vec<&str> = TOOLS.iter().map(|tool| tool.name).filter(|name| seen(name)).collect();
     let groups =
-        i32::try_from(workloads.len()).ok().filter(|groups| *groups > 0).context("there is nothing to draw")?;
-    let area = SVGBackend::new(file, (WIDTH, HEIGHT)).into_drawing_area();
+        u32::try_from(workloads.len()).ok().filter(|groups| *groups > 0).context("there is nothing to draw")?;
+    // A bar's width is left between two groups.
+    let bars = groups * (u32::try_from(tools.len())? + 1);
+    let area = SVGBackend::new(file, (WIDTH.max(bars * BAR_WIDTH), HEIGHT)).into_drawing_area();
     // The library's errors are not all fit to be carried across threads.
     let failed = |what: &dyn std::fmt::Display| anyhow!("{}: {what}", file.display());
     area.fill(&WHITE).map_err(|error| failed(&error))?;
@@ -63,8 +71,6 @@ pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
         .y_label_formatter(&|ratio| format!("{ratio}x"))
         .draw()
         .map_err(|error| failed(&error))?;
-    let seen = |name: &str| outcomes.iter().any(|outcome| outcome.tool == name && ratio(outcome).is_some());
-    let tools: Vec<&str> = TOOLS.iter().map(|tool| tool.name).filter(|name| seen(name)).collect();
     let width = 0.8 / f64::from(u32::try_from(tools.len()).unwrap_or(1).max(1));
     for (place, (tool, colour)) in tools.iter().zip(COLOURS).enumerate() {
         let bars = outcomes.iter().filter(|outcome| outcome.tool == *tool).filter_map(|outcome| {

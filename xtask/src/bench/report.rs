@@ -4,14 +4,14 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::summary::Summary;
 use super::turn::Bench;
 use super::{Figures, Outcome, Spread};
 
 /// On what it was measured, and how busy that was.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Machine {
     kernel: String,
     processor: String,
@@ -35,6 +35,15 @@ impl Machine {
             load: read("/proc/loadavg")?.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN),
         })
     }
+
+    /// Whether figures of both can stand in one table.
+    pub fn is_same(&self, other: &Machine) -> bool {
+        self.name() == other.name()
+    }
+
+    pub fn name(&self) -> String {
+        format!("{}, Linux {}, {} x {}", self.python, self.kernel, self.processors, self.processor)
+    }
 }
 
 /// For machines.
@@ -46,12 +55,9 @@ pub fn json(before: &Machine, after: &Machine, outcomes: &[Outcome], summary: &S
     Ok(())
 }
 
-/// For people.
-pub fn table(before: &Machine, after: &Machine, outcomes: &[Outcome], summary: &Summary) {
-    println!(
-        "{}, Linux {}, {} x {}; load {:.1} before, {:.1} after",
-        before.python, before.kernel, before.processors, before.processor, before.load, after.load
-    );
+/// For people: what comes before the rows.
+pub fn head(machine: &Machine) {
+    println!("{}; load {:.1}", machine.name(), machine.load);
     println!(
         "Medians; in parentheses the least and the most. Whole: start to end of the program. Work: what it does between, by the clock \
               and in processor time.\n"
@@ -60,6 +66,10 @@ pub fn table(before: &Machine, after: &Machine, outcomes: &[Outcome], summary: &
         "{:<13} {:<15} {:>5} {:>8} {:>8} {:>22} {:>20} {:>21} {:>21}  promise",
         "workload", "tool", "turns", "bare s", "tool s", "extra ms", "whole", "work, clock", "work, processor",
     );
+}
+
+/// A workload's, as soon as they are there.
+pub fn rows<'a>(outcomes: impl Iterator<Item = &'a Outcome>) {
     for outcome in outcomes {
         print!("{:<13} {:<15} {:>5} ", outcome.workload, outcome.tool, outcome.turns);
         if let Some(figures) = &outcome.figures {
@@ -69,7 +79,11 @@ pub fn table(before: &Machine, after: &Machine, outcomes: &[Outcome], summary: &
             println!("failed: {}", why.replace('\n', " "));
         }
     }
-    println!();
+}
+
+/// What comes after them.
+pub fn details(after: &Machine, outcomes: &[Outcome], summary: &Summary) {
+    println!("\nLoad {:.1} at the end.\n", after.load);
     for outcome in outcomes {
         if let Some(step) = outcome.figures.as_ref().and_then(|figures| figures.step.as_ref()) {
             println!(

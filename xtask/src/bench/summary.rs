@@ -14,12 +14,12 @@ pub struct Summary {
 /// One tool's.
 #[derive(Debug, Serialize)]
 pub struct Mean {
-    pub tool: &'static str,
+    pub tool: String,
     pub workloads: usize,
     /// Geometric.
     pub mean: f64,
     pub worst: f64,
-    pub worst_workload: &'static str,
+    pub worst_workload: String,
 }
 
 /// Where we want to be.
@@ -33,10 +33,10 @@ pub struct Goal {
 impl Summary {
     /// Of everything that was measured. A goal whose figures were not measured is not spoken of.
     pub fn of(outcomes: &[Outcome]) -> Summary {
-        let mut names: Vec<&'static str> = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
         for outcome in outcomes {
-            if !names.contains(&outcome.tool) {
-                names.push(outcome.tool);
+            if !names.contains(&outcome.tool.as_str()) {
+                names.push(&outcome.tool);
             }
         }
         let tools: Vec<Mean> = names.iter().filter_map(|name| mean(outcomes, name)).collect();
@@ -55,18 +55,24 @@ impl Summary {
     }
 }
 
-fn work_ratios<'a>(outcomes: &'a [Outcome], tool: &'a str) -> impl Iterator<Item = (&'static str, f64)> + 'a {
+fn work_ratios<'a>(outcomes: &'a [Outcome], tool: &'a str) -> impl Iterator<Item = (&'a str, f64)> + 'a {
     // A marked function pays for its lines, which is another goal.
     let of_tool = outcomes.iter().filter(move |outcome| outcome.tool == tool && outcome.workload != "lines");
-    of_tool.filter_map(|outcome| Some((outcome.workload, outcome.figures.as_ref()?.work_ratio?.median)))
+    of_tool.filter_map(|outcome| Some((outcome.workload.as_str(), outcome.figures.as_ref()?.work_ratio?.median)))
 }
 
-fn mean(outcomes: &[Outcome], tool: &'static str) -> Option<Mean> {
-    let ratios: Vec<(&'static str, f64)> = work_ratios(outcomes, tool).collect();
+fn mean(outcomes: &[Outcome], tool: &str) -> Option<Mean> {
+    let ratios: Vec<(&str, f64)> = work_ratios(outcomes, tool).collect();
     let (worst_workload, worst) = *ratios.iter().max_by(|left, right| left.1.total_cmp(&right.1))?;
     let count = u32::try_from(ratios.len()).ok()?;
     let mean = (ratios.iter().map(|(_, ratio)| ratio.ln()).sum::<f64>() / f64::from(count)).exp();
-    Some(Mean { tool, workloads: ratios.len(), mean, worst, worst_workload })
+    Some(Mean {
+        tool: tool.to_owned(),
+        workloads: ratios.len(),
+        mean,
+        worst,
+        worst_workload: worst_workload.to_owned(),
+    })
 }
 
 fn at_most(tools: &[Mean], tool: &str, mean: f64, worst: f64) -> Option<Goal> {
@@ -115,7 +121,7 @@ mod tests {
 
     fn outcome(workload: &'static str, tool: &'static str, ratio: f64, extra: f64) -> Outcome {
         let one = Spread::of([ratio]);
-        let step = Some(Step { name: "line", bare_nanoseconds: 1.0, extra_nanoseconds: extra });
+        let step = Some(Step { name: "line".into(), bare_nanoseconds: 1.0, extra_nanoseconds: extra });
         let figures = Figures {
             bare_seconds: one,
             tool_seconds: one,
@@ -127,7 +133,7 @@ mod tests {
             ours: None,
             target: None,
         };
-        Outcome { workload, tool, turns: 1, failed: None, figures: Some(figures) }
+        Outcome { workload: workload.into(), tool: tool.into(), turns: 1, failed: None, figures: Some(figures) }
     }
 
     #[test]
@@ -143,7 +149,7 @@ mod tests {
         let summary = Summary::of(&outcomes);
         let heap = &summary.tools[0];
         assert!((heap.mean - 2.0).abs() < 1e-9, "{heap:?}");
-        assert_eq!((heap.workloads, heap.worst, heap.worst_workload), (2, 4.0, "b"));
+        assert_eq!((heap.workloads, heap.worst, heap.worst_workload.as_str()), (2, 4.0, "b"));
         let reached: Vec<(bool, &str)> =
             summary.goals.iter().map(|goal| (goal.reached, goal.figures.as_str())).collect();
         assert_eq!(
