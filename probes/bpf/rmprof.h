@@ -641,6 +641,10 @@ enum rm_tally_limits {
 	RM_TALLY_COUNT_SHIFT = 16, /* numbers of blocks have so many binary places: one that was sampled stands for no whole number */
 	RM_TALLY_VARIANCE_SHIFT = 24, /* and variances as many, in squares of the mean interval */
 
+	/* What the library remembers of a thread's last stacks, for itself alone (probes/preload/known.h). */
+	RM_TALLY_KNOWN = 64, /* threads of which it does, at one time */
+	RM_TALLY_KNOWN_BYTES = 1 << 15,
+
 	/* Where things are in a segment. The first part, up to the third levels, is there from the start, the others when they are needed:
 	 * a program's address space may be limited. */
 	RM_TALLY_SITES_AT = RM_TALLY_HEAD_BYTES,
@@ -649,7 +653,8 @@ enum rm_tally_limits {
 	RM_TALLY_PAIRS_AT = RM_TALLY_BLOCKS_AT + RM_TALLY_BLOCK_BUCKETS * (1 + 8) * RM_TALLY_BUCKET_BYTES,
 	RM_TALLY_FILTER_AT = RM_TALLY_PAIRS_AT + RM_TALLY_PAIRS * RM_TALLY_PAIR_BYTES,
 	RM_TALLY_EXACT_AT = RM_TALLY_FILTER_AT + RM_TALLY_FILTER_BYTES,
-	RM_TALLY_MORE_SITES_AT = RM_TALLY_EXACT_AT + RM_TALLY_EXACT * RM_TALLY_EXACT_BYTES,
+	RM_TALLY_KNOWN_AT = RM_TALLY_EXACT_AT + RM_TALLY_EXACT * RM_TALLY_EXACT_BYTES,
+	RM_TALLY_MORE_SITES_AT = RM_TALLY_KNOWN_AT + RM_TALLY_KNOWN * RM_TALLY_KNOWN_BYTES,
 	RM_TALLY_STACKS_2_AT = RM_TALLY_MORE_SITES_AT + (RM_TALLY_SITES - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES,
 	RM_TALLY_STACKS_3_AT = RM_TALLY_STACKS_2_AT + RM_TALLY_STACK_BUCKETS * 64 * RM_TALLY_BUCKET_BYTES,
 	RM_TALLY_BLOCKS_2_AT = RM_TALLY_STACKS_3_AT + RM_TALLY_STACK_BUCKETS * 512 * RM_TALLY_BUCKET_BYTES,

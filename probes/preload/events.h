@@ -12,7 +12,7 @@ static inline void net(__s64 bytes)
 
 static inline void draw(struct rm_tally *t, struct rm_tally_site *site)
 {
-	if (&__libc_single_threaded && __libc_single_threaded)
+	if (has_one_thread())
 		site->last_event = ++t->sequence;
 	else
 		site->last_event = __atomic_add_fetch(&t->sequence, 1, __ATOMIC_RELAXED);
@@ -25,10 +25,10 @@ struct taken {
 };
 
 /* Takes a block out of the table: before the allocator may give its address to another thread. */
-static inline struct taken take(struct rm_tally *t, const void *address)
+static inline struct taken take(const struct spots *spots, const void *address)
 {
 	struct rm_tally_bucket *bucket;
-	int at = find(t, &blocks, (__u64)address, &bucket);
+	int at = find(spots, (__u64)address, &bucket);
 	struct taken taken = { 0, false };
 
 	if (likely(at >= 0)) {
@@ -42,17 +42,18 @@ static inline struct taken take(struct rm_tally *t, const void *address)
 static inline void released(struct rm_tally *t, struct rm_tally_site *site, __u32 by, const void *address, struct taken taken)
 {
 	struct amounts amounts = amounts_of(t, taken.value >> RM_TALLY_SITE_BITS);
-	__u32 number = taken.value & ((1u << RM_TALLY_SITE_BITS) - 1);
-	struct rm_tally_site *owner = number && number <= RM_TALLY_SITES ? site_at(t, number - 1) : 0;
+	__u32 number = taken.value & ((1u << RM_TALLY_SITE_BITS) - 1), at;
+	struct rm_tally_site *owner = number && number <= RM_TALLY_SITES ? site_at(number - 1, &at) : 0;
+	const bool single = has_one_thread();
 
 	if (likely(site)) {
-		add(&site->released_bytes, amounts.bytes);
-		add(&site->releases, amounts.blocks);
+		add(single, &site->released_bytes, amounts.bytes);
+		add(single, &site->releases, amounts.blocks);
 	} else {
-		add(&t->siteless[1], amounts.bytes);
+		add(single, &t->siteless[1], amounts.bytes);
 	}
 	if (likely(owner))
-		add(&owner->dead_bytes, amounts.bytes);
+		add(single, &owner->dead_bytes, amounts.bytes);
 	net(-(__s64)amounts.bytes);
 	if (unlikely(t->sample_bytes)) {
 		change_filter(t, address, -1);
@@ -61,10 +62,10 @@ static inline void released(struct rm_tally *t, struct rm_tally_site *site, __u3
 	}
 }
 
-static inline void remember(struct rm_tally *t, const void *address, __u64 bytes, __u32 site)
+static inline void remember(struct rm_tally *t, const struct spots *spots, const void *address, __u64 bytes, __u32 site)
 {
 	__u64 value = bytes << RM_TALLY_SITE_BITS | site;
-	enum put how = value >> RM_TALLY_SITE_BITS == bytes ? put(t, &blocks, (__u64)address, value) : NO_ROOM;
+	enum put how = value >> RM_TALLY_SITE_BITS == bytes ? put(t, &blocks, spots, (__u64)address, value) : NO_ROOM;
 
 	if (unlikely(how != PUT))
 		count(t, how == NO_ROOM ? RM_COUNT_BLOCKS_FULL : RM_COUNT_BLOCK_REPLACED);
@@ -79,33 +80,36 @@ static inline void gave(const void *address)
 	thread.latest = (__u64)address;
 }
 
-static inline void allocated(struct rm_tally *t, struct rm_tally_site *site, __u32 number, const void *address, __u64 bytes)
+static inline void allocated(struct rm_tally *t, const struct spots *spots, struct rm_tally_site *site, __u32 number, const void *address,
+			     __u64 bytes)
 {
 	struct amounts amounts = amounts_of(t, bytes);
+	const bool single = has_one_thread();
 
 	if (likely(site)) {
-		add(&site->allocated_bytes, amounts.bytes);
-		add(&site->allocations, amounts.blocks);
+		add(single, &site->allocated_bytes, amounts.bytes);
+		add(single, &site->allocations, amounts.blocks);
 	} else {
-		add(&t->siteless[0], amounts.bytes);
+		add(single, &t->siteless[0], amounts.bytes);
 	}
-	remember(t, address, bytes, number);
+	remember(t, spots, address, bytes, number);
 	net(amounts.bytes);
 	if (unlikely(t->sample_bytes)) {
-		add(&t->samples, 1);
+		add(single, &t->samples, 1);
 		if (likely(site))
-			add(&site->variance, amounts.variance);
+			add(single, &site->variance, amounts.variance);
 	}
 }
 
 static __attribute__((noinline)) void record_sampled(struct rm_tally *t, const void *address, __u64 bytes, const void *frame)
 {
 	struct rm_tally_site *site;
+	struct spots spots;
 	__u32 number;
 
-	foresee(t, &blocks, (__u64)address);
+	look_up(t, &blocks, (__u64)address, &spots);
 	site = current_site(t, &number, frame);
-	allocated(t, site, number, address, bytes);
+	allocated(t, &spots, site, number, address, bytes);
 	if (likely(site))
 		draw(t, site);
 }
@@ -122,19 +126,20 @@ static inline void record(struct rm_tally *t, const void *address, __u64 bytes, 
 static __attribute__((noinline)) struct rm_tally_site *record_known_release(struct rm_tally *t, const void *address)
 {
 	struct rm_tally_site *site;
+	struct spots spots;
 	struct taken taken;
 	__u32 number;
 
-	foresee(t, &blocks, (__u64)address);
+	look_up(t, &blocks, (__u64)address, &spots);
 	if (unlikely(t->sample_bytes)) {
 		/* The filter may have meant another block. */
-		taken = take(t, address);
+		taken = take(&spots, address);
 		if (!taken.known)
 			return 0;
 		site = current_site(t, &number, 0);
 	} else {
 		site = current_site(t, &number, 0);
-		taken = take(t, address);
+		taken = take(&spots, address);
 	}
 	if (unlikely(!taken.known)) {
 		count(t, RM_COUNT_FREE_FROM_BEFORE);
@@ -157,9 +162,22 @@ static inline struct rm_tally_site *record_release(struct rm_tally *t, const voi
 /* A block is about to be reallocated: what is known of it. */
 static inline struct taken take_before_move(struct rm_tally *t, const void *old)
 {
-	struct taken unknown = { 0, false };
+	struct spots spots;
 
-	return old && (!t->sample_bytes || unlikely(may_be_sampled(t, old))) ? take(t, old) : unknown;
+	if (!old || (t->sample_bytes && likely(!may_be_sampled(t, old))))
+		return (struct taken){ 0, false };
+	look_up(t, &blocks, (__u64)old, &spots);
+	return take(&spots, old);
+}
+
+/* It has failed, and the block is what it was. */
+static __attribute__((noinline)) void put_back(struct rm_tally *t, const void *old, struct taken taken)
+{
+	struct spots spots;
+
+	look_up(t, &blocks, (__u64)old, &spots);
+	if (put(t, &blocks, &spots, (__u64)old, taken.value) == NO_ROOM)
+		count(t, RM_COUNT_BLOCKS_FULL);
 }
 
 /* A reallocation has succeeded: one event. `address` is 0 where the size was 0 and the block was given back. */
@@ -167,8 +185,9 @@ static __attribute__((noinline)) void record_move(struct rm_tally *t, const void
 						  const void *frame)
 {
 	bool counted = address;
-	__u32 number;
 	struct rm_tally_site *site;
+	struct spots spots;
+	__u32 number;
 
 	if (address)
 		gave(address);
@@ -179,13 +198,15 @@ static __attribute__((noinline)) void record_move(struct rm_tally *t, const void
 		if (likely(!counted && !taken.known))
 			return;
 	}
+	if (counted)
+		look_up(t, &blocks, (__u64)address, &spots);
 	site = current_site(t, &number, frame);
 	if (taken.known)
 		released(t, site, number, old, taken);
 	else if (old && !t->sample_bytes)
 		count(t, RM_COUNT_FREE_FROM_BEFORE);
 	if (counted)
-		allocated(t, site, number, address, bytes);
+		allocated(t, &spots, site, number, address, bytes);
 	if (likely(site))
 		draw(t, site);
 }

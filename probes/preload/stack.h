@@ -39,38 +39,56 @@ static inline bool is_seen(struct seen *seen, __u64 frame)
 	return false;
 }
 
+/* The innermost frame of a thread state. Returns a stack status. */
+static inline __u32 first_frame(const struct rm_layout *layout, __u64 state, __u64 *frame, bool care)
+{
+	if (!peek(frame, state + layout->thread_head, care) ||
+	    (layout->thread_head_hop != RM_ABSENT && *frame && !peek(frame, *frame + layout->thread_head_hop, care)))
+		return RM_STACK_UNREADABLE;
+	return *frame ? RM_STACK_COMPLETE : RM_STACK_NO_THREAD;
+}
+
 /*
  * Walks the frames of `state`. Returns a stack status, and in *hash what tells this stack from others: all that the kernel side
- * hashes of each frame (walk_step and fingerprint_of in python.bpf.h).
+ * hashes of each frame (walk_step and fingerprint_of in python.bpf.h). In `stack`, where that is not 0, it is remembered.
  */
-static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, __u64 *hash, __u32 *depth, bool care)
+static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u64 state, struct known_stack *stack, __u64 *hash, __u32 *depth,
+							 bool care)
 {
 	const struct rm_layout *layout = &t->process.layout;
 	__u64 frame = 0, at, code, position, owner, sum = 0, one, first, filename, name, table, version, type, executor = 0;
+	struct known_frame *known;
 	struct seen seen;
-	__u32 near = 0;
+	__u32 near = 0, status = first_frame(layout, state, &frame, care), steps;
+	bool shim;
 
-	if (!peek(&frame, state + layout->thread_head, care) ||
-	    (layout->thread_head_hop != RM_ABSENT && frame && !peek(&frame, frame + layout->thread_head_hop, care)))
-		return RM_STACK_UNREADABLE;
-	if (!frame)
-		return RM_STACK_NO_THREAD;
-	for (int steps = 0; frame; steps++) {
+	if (status != RM_STACK_COMPLETE)
+		return status;
+	for (steps = 0; frame; steps++) {
 		if (steps == RM_MAX_FRAMES) {
 			*hash = sum;
 			return RM_STACK_TRUNCATED;
 		}
 		at = frame + layout->frame_base;
 		owner = 0;
+		shim = false;
+		known = next_known(t, stack, steps);
 		if (frame & 7 || !peek(&code, at + layout->frame_code, care) || !peek(&frame, at + layout->frame_back, care))
 			return RM_STACK_UNREADABLE;
 		if (layout->frame_owner != RM_ABSENT && layout->owner_skip != RM_ABSENT) {
 			if (care && !peek(&owner, at + (layout->frame_owner & ~7u), care))
 				return RM_STACK_UNREADABLE;
 			owner = care ? owner >> (layout->frame_owner & 7) * 8 : *(const __u8 *)(at + layout->frame_owner);
-			if ((owner & 0x7f) >= layout->owner_skip)
-				continue;
+			shim = (owner & 0x7f) >= layout->owner_skip;
 		}
+		if (known) {
+			known->at = at - layout->frame_base;
+			known->code = code;
+			known->back = frame;
+			known->owner = owner | (shim ? IS_SHIM : 0);
+		}
+		if (shim)
+			continue;
 		code &= ~(__u64)layout->frame_code_tags;
 		if (!peek(&position, at + (layout->frame_position & ~7u), care) || code & 7 || code < RM_PAGE)
 			return RM_STACK_UNREADABLE;
@@ -84,6 +102,14 @@ static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u6
 		    !peek(&name, code + layout->code_name, care) || !peek(&table, code + layout->code_line_table, care) ||
 		    (layout->code_version != RM_ABSENT && !peek(&version, code + (layout->code_version & ~7u), care)))
 			return RM_STACK_UNREADABLE;
+		if (known) {
+			known->position = position;
+			known->first_line = first;
+			known->filename = filename;
+			known->name = name;
+			known->line_table = table;
+			known->version = version;
+		}
 		first = (__u32)(first >> (layout->code_first_line & 7) * 8);
 		version = (__u32)(version >> (layout->code_version & 7) * 8);
 		one = (code ^ turned(position, 24)) * 0x9e3779b97f4a7c15ull;
@@ -105,13 +131,57 @@ static __attribute__((always_inline)) inline __u32 walk(struct rm_tally *t, __u6
 	}
 	*depth = near;
 	*hash = sum;
+	if (stack && !executor && steps <= KNOWN_FRAMES) {
+		stack->hash = sum;
+		stack->depth = near;
+		stack->frames = steps;
+	}
 	return RM_STACK_COMPLETE;
+}
+
+static __attribute__((noinline)) __u32 walk_and_remember(struct rm_tally *t, __u64 state, struct known_stack **stack, __u64 *hash, __u32 *depth)
+{
+	__u32 status;
+
+	if (*stack && !forget_known(t, last.known, *stack))
+		*stack = 0;
+	status = walk(t, state, *stack, hash, depth, false);
+	if (*stack && !(*stack)->frames) {
+		too_deep(last.known, *stack);
+		*stack = 0;
+	}
+	return status;
+}
+
+/* The same where the stack may be one of the last: it is in *stack afterwards, unless that is 0. */
+static inline __u32 walk_or_know(struct rm_tally *t, __u64 state, struct known_stack **stack, __u64 *hash, __u32 *depth)
+{
+	const struct rm_layout *layout = &t->process.layout;
+	__u64 frame = 0;
+	__u32 index;
+
+	if (unlikely(last.known_in != t || last.known_of != last.of)) {
+		last.known = find_known(t, last.of);
+		last.known_in = t;
+		last.known_of = last.of;
+	}
+	if (likely(last.known && first_frame(layout, state, &frame, false) == RM_STACK_COMPLETE && !(frame & 7))) {
+		index = known_index(layout, frame);
+		*stack = &last.known->stacks[index];
+		if (likely(last.known->used >> index & 1) && likely(is_known(*stack, layout, frame)) &&
+		    (layout->thread_executor == RM_ABSENT || !*(const __u64 *)(state + layout->thread_executor))) {
+			*hash = (*stack)->hash;
+			*depth = (*stack)->depth;
+			return RM_STACK_COMPLETE;
+		}
+	}
+	return walk_and_remember(t, state, stack, hash, depth);
 }
 
 /* By system calls, and each frame must have a code object. */
 static __attribute__((noinline)) __u32 walk_with_care(struct rm_tally *t, __u64 state, __u64 *hash, __u32 *depth)
 {
-	return walk(t, state, hash, depth, true);
+	return walk(t, state, 0, hash, depth, true);
 }
 
 /* The first walks are made with care: a Python that is not laid out as its version says is found out before a wrong pointer is followed. */
@@ -143,31 +213,33 @@ static inline bool is_ending(const struct rm_process *process, __u64 state)
 	return ended_by && ended_by != state;
 }
 
-/* The stack that runs: a hash, never 0. `frame`: of the function that was called for memory; 0: memory is given back. */
-static inline __u64 current_stack(struct rm_tally *t, const void *frame)
+/* The stack that runs: a hash, never 0. `frame`: of the function that was called for memory; 0: memory is given back. In *known it is
+ * remembered, unless that is 0. */
+static inline __u64 current_stack(struct rm_tally *t, struct known_stack **known, const void *frame)
 {
 	struct rm_process *process = &t->process;
 	__u64 pointer = thread_pointer(), own = 0, state = 0, hash = 0;
 	__u32 status = RM_STACK_NO_THREAD, depth = 0;
 
+	*known = 0;
 	last.collector = false;
 
 	if (!(process->flags & RM_PYTHON))
-		goto known;
+		goto done;
 	/* Nothing in the slot is to be believed when the interpreter has ended. */
 	if (process->key && !find_key(process)) {
 		last.slot = 0;
-		goto known;
+		goto done;
 	}
 	if (!last.slot || last.of != pointer || process->key > KEYS_OF_BLOCK) {
 		status = find_slot(process, pointer, &last.slot);
 		last.of = pointer;
 		if (status != RM_STACK_COMPLETE)
-			goto known;
+			goto done;
 	}
 	status = read_thread_state(0, last.slot, &own);
 	if (status != RM_STACK_COMPLETE)
-		goto known;
+		goto done;
 	state = running_state(process, 0, own, &last.other);
 	if (unlikely(is_ending(process, own)))
 		status = RM_STACK_NO_THREAD;
@@ -178,7 +250,7 @@ static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 	else if (unlikely(state != own && !holds_gil(process, state))) /* what was running last, as far as can be told */
 		status = walk_with_care(t, state, &hash, &depth);
 	else
-		status = walk(t, state, &hash, &depth, false);
+		status = walk_or_know(t, state, known, &hash, &depth);
 	last.collector = status == RM_STACK_COMPLETE && is_collectors(process, 0, &last.collection, state, hash, depth, !frame);
 	if (unlikely(last.collector))
 		hash ^= 0xa0761d6478bd642full;
@@ -186,7 +258,7 @@ static inline __u64 current_stack(struct rm_tally *t, const void *frame)
 		count(t, RM_COUNT_STACK_TRUNCATED);
 	else if (unlikely(status == RM_STACK_UNREADABLE))
 		count(t, RM_COUNT_STACK_UNREADABLE);
-known:
+done:
 	if (unlikely(status == RM_STACK_NO_THREAD && process->start_offset))
 		hash ^= turned(*(const volatile __u64 *)(pointer + process->start_offset), 8);
 	/* As the kernel side tells callers apart (mix_native in charge.bpf.h). */
@@ -197,62 +269,84 @@ known:
 }
 
 /* A site by its number; 0: there is no room for it. */
-static inline struct rm_tally_site *site_at(struct rm_tally *t, __u32 site)
+static inline struct rm_tally_site *site_at(__u32 site, __u32 *at)
 {
 	bool first = site < RM_TALLY_FIRST_SITES;
-	__u32 offset = first ? RM_TALLY_SITES_AT + site * RM_TALLY_SITE_BYTES :
-			       RM_TALLY_MORE_SITES_AT + (site - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES;
-	void *found = place(first ? FIRST : MORE_SITES, offset);
 
-	if (likely(found))
-		touch(t, offset);
-	return found;
+	*at = first ? RM_TALLY_SITES_AT + site * RM_TALLY_SITE_BYTES :
+		      RM_TALLY_MORE_SITES_AT + (site - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES;
+	return place(first ? FIRST : MORE_SITES, *at);
 }
 
 /* A stack is met for the first time. Its site plus one, or 0: there are too many. */
-static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, __u64 stack, const void *frame)
+static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, const struct spots *spots, __u64 stack, const void *frame)
 {
-	struct rm_tally_site *site;
-	__u32 number;
+	struct rm_tally_site *site = 0;
+	__u32 number, at;
 
 	if (__atomic_load_n(&t->site_count, __ATOMIC_RELAXED) >= RM_TALLY_SITES)
 		return 0;
 	number = __atomic_fetch_add(&t->site_count, 1, __ATOMIC_RELAXED);
-	site = number < RM_TALLY_SITES ? site_at(t, number) : 0;
+	if (number < RM_TALLY_SITES)
+		site = site_at(number, &at);
+	if (!site)
+		return 0;
+	touch(t, at);
 	/* Two threads that meet it at once make two sites, which are summed where they are read. */
-	if (!site || put(t, &stacks, stack, number + 1) == NO_ROOM)
+	if (put(t, &stacks, spots, stack, number + 1) == NO_ROOM)
 		return 0;
 	site->announced = t->announcements;
 	rmprof_site_stack(number, frame, last.collector, last.other);
 	return number + 1;
 }
 
+/* A stack's site plus one, or 0: there are too many. */
+static __attribute__((noinline)) __u32 find_site(struct rm_tally *t, __u64 stack, const void *frame)
+{
+	struct rm_tally_bucket *bucket;
+	struct spots spots;
+	__u32 site = 0;
+	int at;
+
+	look_up(t, &stacks, stack, &spots);
+	at = find(&spots, stack, &bucket);
+	/* The value may still be on its way from another thread. */
+	if (at >= 0)
+		site = __atomic_load_n(&bucket->values[at], __ATOMIC_ACQUIRE);
+	return likely(site && site <= RM_TALLY_SITES) ? site : new_site(t, &spots, stack, frame);
+}
+
 /* The site of the stack that runs. 0: none could be had, and it is counted. */
 static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *number, const void *frame)
 {
-	__u64 stack = current_stack(t, frame);
-	struct rm_tally_bucket *bucket;
-	struct rm_tally_site *site;
-	int at;
+	struct known_stack *known;
+	__u64 stack = current_stack(t, &known, frame);
+	struct rm_tally_site *site = 0;
+	__u32 at;
 
-	if (stack != last.stack || last.in != t || !last.site) {
-		at = find(t, &stacks, stack, &bucket);
-		/* The value may still be on its way from another thread. */
-		last.site = at < 0 ? 0 : __atomic_load_n(&bucket->values[at], __ATOMIC_ACQUIRE);
-		if (unlikely(!last.site || last.site > RM_TALLY_SITES))
-			last.site = new_site(t, stack, frame);
+	if (likely(known && known->stack == stack)) {
+		*number = known->site;
+	} else if (stack == last.stack && last.in == t) {
+		*number = last.site;
+	} else {
+		*number = find_site(t, stack, frame);
 		last.stack = stack;
-		last.in = t;
+		last.site = *number;
+		last.in = *number ? t : 0;
+		if (known) {
+			known->stack = *number ? stack : 0;
+			known->site = *number;
+		}
 	}
-	*number = last.site;
-	site = likely(last.site) ? site_at(t, last.site - 1) : 0;
+	if (likely(*number))
+		site = site_at(*number - 1, &at);
 	if (unlikely(!site)) {
 		count(t, RM_COUNT_SITES_FULL);
 		return 0;
 	}
 	if (unlikely(site->announced != t->announcements)) {
 		site->announced = t->announcements;
-		rmprof_site_stack(last.site - 1, frame, last.collector, last.other);
+		rmprof_site_stack(*number - 1, frame, last.collector, last.other);
 	}
 	return site;
 }

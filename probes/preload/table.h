@@ -3,6 +3,10 @@
 #ifndef TABLE_H
 #define TABLE_H
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 /*
  * A key is where its hash says, in the first level whose bucket had room. A bucket that was full once says so for good, and the next
  * level is looked at as well. Keys are put in by compare-and-swap and taken out by their owner alone: a block is in the hands of one
@@ -49,79 +53,113 @@ static inline __u32 bucket_at(const struct rm_tally *t, const struct table *tabl
 	return table->levels[level].at + ((__u32)index & (size - 1)) * RM_TALLY_BUCKET_BYTES;
 }
 
-/* The place of a key, in *found; -1: it is not there. */
-static inline int find(const struct rm_tally *t, const struct table *table, __u64 key, struct rm_tally_bucket **found)
-{
-	for (__u32 level = 0; level < table->depth; level++) {
-		__u32 offset = bucket_at(t, table, level, key);
-		struct rm_tally_bucket *bucket;
+/*
+ * The buckets where a key may be, in the levels that there are for it: what is not touched is not looked at, since that would make it. Worked
+ * out once for what is done with a key, and some time before: in a table of many blocks they are seldom in the processor's caches, and it
+ * fetches them while it does something else.
+ */
+struct spots {
+	__u32 levels;
+	struct rm_tally_bucket *buckets[RM_TALLY_LEVELS];
+};
 
-		if (unlikely(!is_touched(t, offset)))
-			return -1;
-		bucket = place(table->levels[level].part, offset);
-		if (unlikely(!bucket))
-			return -1;
-		for (int i = 0; i < RM_TALLY_KEYS; i++) {
-			if (__atomic_load_n(&bucket->keys[i], __ATOMIC_ACQUIRE) == key) {
-				*found = bucket;
-				return i;
-			}
+static inline void look_up(const struct rm_tally *t, const struct table *table, __u64 key, struct spots *spots)
+{
+	__u32 level;
+
+	for (level = 0; level < table->depth; level++) {
+		__u32 offset = bucket_at(t, table, level, key);
+		enum part part = table->levels[level].part;
+		/* The first part begins with the head. */
+		const char *start = part == FIRST ? (const char *)t : __atomic_load_n(&parts[part], __ATOMIC_ACQUIRE);
+		struct rm_tally_bucket *bucket = (struct rm_tally_bucket *)(start + (offset - part_at[part]));
+
+		if (unlikely(!start || !is_touched(t, offset)))
+			break;
+		spots->buckets[level] = bucket;
+		__builtin_prefetch(bucket->values, 1);
+		if (likely(!bucket->overflowed)) {
+			level++;
+			break;
 		}
-		if (likely(!bucket->overflowed))
-			return -1;
 	}
-	return -1;
+	spots->levels = level;
 }
 
-/* Has the processor fetch where a key would be, while it does something else: in a table of many blocks it is seldom in its caches. */
-static inline void foresee(const struct rm_tally *t, const struct table *table, __u64 key)
+/*
+ * In which places of a bucket a key stands: bit 2 * i for place i. All seven are compared, without a branch: which of them it is no
+ * processor foresees.
+ */
+#define FIRST_PLACE(places) (__builtin_ctz(places) / 2)
+static inline __u32 places_of(const struct rm_tally_bucket *bucket, __u64 key)
 {
-	for (__u32 level = 0; level < table->depth; level++) {
-		__u32 offset = bucket_at(t, table, level, key);
-		char *start = __atomic_load_n(&parts[table->levels[level].part], __ATOMIC_RELAXED);
+	__u32 places = 0;
 
-		if (!start || !is_touched(t, offset))
-			return;
-		start += offset - part_at[table->levels[level].part];
-		__builtin_prefetch(start, 1);
-		__builtin_prefetch(start + RM_TALLY_BUCKET_BYTES / 2, 1);
+#if defined(__x86_64__)
+	/* As 32-bit halves, which the oldest of these processors can compare; packed into a bit each. */
+	const __m128i *keys = (const __m128i *)bucket->keys, wanted = _mm_set1_epi64x((long long)key);
+
+	__atomic_signal_fence(__ATOMIC_SEQ_CST); /* what was seen before is not what is there now */
+	places = (__u32)_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(_mm_cmpeq_epi32(keys[0], wanted), _mm_cmpeq_epi32(keys[1], wanted)),
+							  _mm_packs_epi32(_mm_cmpeq_epi32(keys[2], wanted), _mm_cmpeq_epi32(keys[3], wanted))));
+	places = places & places >> 1 & ((1u << 2 * RM_TALLY_KEYS) - 1) & 0x5555;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+#else
+	for (int i = 0; i < RM_TALLY_KEYS; i++)
+		places |= (__u32)(__atomic_load_n(&bucket->keys[i], __ATOMIC_ACQUIRE) == key) << 2 * i;
+#endif
+	return places;
+}
+
+/* The place of a key, in *found; -1: it is not there. */
+static inline int find(const struct spots *spots, __u64 key, struct rm_tally_bucket **found)
+{
+	for (__u32 level = 0; level < spots->levels; level++) {
+		struct rm_tally_bucket *bucket = spots->buckets[level];
+		__u32 places = places_of(bucket, key);
+
+		if (places) {
+			*found = bucket;
+			return FIRST_PLACE(places);
+		}
 	}
+	return -1;
 }
 
 /* How a key got in. */
 enum put { PUT, REPLACED, NO_ROOM };
 
 /* Puts in a key that is not there, or that was missed when it went. */
-static inline enum put put(struct rm_tally *t, const struct table *table, __u64 key, __u64 value)
+static inline enum put put(struct rm_tally *t, const struct table *table, const struct spots *spots, __u64 key, __u64 value)
 {
 	for (__u32 level = 0; level < table->depth; level++) {
-		__u32 offset = bucket_at(t, table, level, key);
-		struct rm_tally_bucket *bucket = place(table->levels[level].part, offset);
-		int free = -1;
+		struct rm_tally_bucket *bucket;
+		__u32 places;
 
-		if (unlikely(!bucket))
-			return NO_ROOM;
-		touch(t, offset);
-again:
-		for (int i = RM_TALLY_KEYS - 1; i >= 0; i--) {
-			__u64 there = __atomic_load_n(&bucket->keys[i], __ATOMIC_RELAXED);
+		if (likely(level < spots->levels)) {
+			bucket = spots->buckets[level];
+		} else {
+			__u32 offset = bucket_at(t, table, level, key);
 
-			if (unlikely(there == key)) {
-				bucket->values[i] = value;
-				return REPLACED;
-			}
-			if (!there)
-				free = i;
+			bucket = place(table->levels[level].part, offset);
+			if (unlikely(!bucket))
+				return NO_ROOM;
+			touch(t, offset);
 		}
-		if (likely(free >= 0)) {
+		places = places_of(bucket, key);
+		if (unlikely(places)) {
+			bucket->values[FIRST_PLACE(places)] = value;
+			return REPLACED;
+		}
+		while (likely(places = places_of(bucket, 0))) {
+			__u32 free = FIRST_PLACE(places);
 			__u64 none = 0;
 
-			if (unlikely(!__atomic_compare_exchange_n(&bucket->keys[free], &none, key, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))) {
-				free = -1; /* another thread took it */
-				goto again;
+			/* It may be another thread that takes it. */
+			if (likely(__atomic_compare_exchange_n(&bucket->keys[free], &none, key, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))) {
+				__atomic_store_n(&bucket->values[free], value, __ATOMIC_RELEASE);
+				return PUT;
 			}
-			__atomic_store_n(&bucket->values[free], value, __ATOMIC_RELEASE);
-			return PUT;
 		}
 		bucket->overflowed = 1;
 	}

@@ -59,6 +59,9 @@ static __thread struct {
 	struct rm_tally *in; /* where that was counted: not where a fork counts */
 	__u32 site;    /* and its site plus one */
 	bool collector; /* it was the garbage collector's */
+	struct known *known; /* this thread's stacks; 0: none are kept */
+	struct rm_tally *known_in; /* as `in` */
+	__u64 known_of; /* as `of` */
 	struct collection collection;
 } last;
 
@@ -78,6 +81,7 @@ __attribute__((naked, noinline, used, aligned(16), visibility("default"))) void 
 
 #include "memory.h"
 #include "table.h"
+#include "known.h"
 #include "stack.h"
 #include "sample.h"
 #include "events.h"
@@ -148,6 +152,9 @@ static __attribute__((noinline)) void obey(void)
 	if (what == RM_TALLY_GO_ON) /* another thread does it */
 		return;
 	__atomic_store_n(&tally, (struct rm_tally *)0, __ATOMIC_RELEASE);
+	/* What a fork knows is of its parent's, and its own may come to lie at the same address. */
+	last.in = 0;
+	last.known_in = 0;
 	if (what == RM_TALLY_BEGIN) {
 		t = make();
 	} else {
@@ -332,8 +339,8 @@ static inline void *reallocate(void *old, size_t bytes, const void *frame)
 	address = WITH_DEPTH(REAL(realloc, realloc_function, true)(old, bytes));
 	if (likely(address || (old && !bytes)))
 		record_move(t, old, taken, address, bytes, frame);
-	else if (taken.known && put(t, &blocks, (__u64)old, taken.value) == NO_ROOM) /* it failed and changed nothing */
-		count(t, RM_COUNT_BLOCKS_FULL);
+	else if (taken.known)
+		put_back(t, old, taken); /* it failed and changed nothing */
 	return address;
 }
 

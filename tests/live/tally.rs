@@ -322,3 +322,70 @@ fn root_ways_that_come_to_the_same_lines_are_one_stack() {
     assert_eq!((end.number("allocations"), end.number("frees")), (ENDS, ENDS), "{end:?}");
     assert_eq!(end.number("allocated_bytes"), ENDS * (1_000 + BYTES_HEAD), "{end:?}");
 }
+
+/// Stacks of which all is the same but the line of the outermost caller, at every depth up to more than is remembered of a stack.
+#[test]
+fn root_callers_further_out_are_told_apart() {
+    if !root() {
+        return;
+    }
+    const DEPTH: i64 = 30;
+    const ROUNDS: i64 = 50;
+    let program = script(
+        "callers.py",
+        &format!(
+            "
+def take(depth, size):
+    if depth:
+        return take(depth - 1, size)
+    return len(bytes(size))  # taken
+
+def call():
+    for depth in range({DEPTH}):
+        for _ in range({ROUNDS}):
+            take(depth, 1_000)  # first
+            take(depth, 3_000)  # second
+
+call()
+"
+        ),
+    );
+    for python in supported_pythons() {
+        let report = Run::json().words([&python.path, &program.path]).run().expect(0).quiet().report();
+        report.check_complete();
+        let process = report.only();
+        for (line, size) in [("# first", 1_000), ("# second", 3_000)] {
+            let line = process.line("call", program.line(line));
+            // Some pages of Python's own beside: frames up to 3.10, and the stack of frames since.
+            let beside = line.number("allocated_bytes") - DEPTH * ROUNDS * (size + BYTES_HEAD);
+            assert!((0..64 << 10).contains(&beside) && beside % 4096 <= 64, "{beside} bytes beside: {line:?}");
+        }
+    }
+}
+
+/// More threads at one time than there are whose stacks are remembered, and as many again when those have ended.
+#[test]
+fn root_more_threads_than_are_remembered() {
+    if !root() {
+        return;
+    }
+    const THREADS: u32 = 150;
+    const ROUNDS: i64 = 20;
+    let mut text = "import threading\n".to_owned();
+    for number in 0..THREADS {
+        text += &format!("def work{number}(gate):\n    gate.wait()\n    for _ in range({ROUNDS}):\n");
+        text += &format!("        bytes({})\n    gate.wait()\n", 2_000 + number);
+    }
+    text += &format!("works = [{}]\n", (0..THREADS).map(|number| format!("work{number}, ")).collect::<String>());
+    text += "for _ in range(2):\n    gate = threading.Barrier(len(works))\n";
+    text += "    threads = [threading.Thread(target=work, args=(gate,)) for work in works]\n";
+    text += "    for thread in threads: thread.start()\n    for thread in threads: thread.join()\n";
+    let program = script("many_threads.py", &text);
+    let report = Run::json().words([&any_python().path, &program.path]).run().expect(0).quiet().report();
+    report.check_complete();
+    for number in 0..THREADS {
+        let line = report.only().line(&format!("work{number}"), 5 + 5 * number);
+        let exact = 2 * ROUNDS * (i64::from(2_000 + number) + BYTES_HEAD);
+        near_blocks(line.number("allocated_bytes"), exact);
+    }
+}
