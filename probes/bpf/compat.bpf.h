@@ -145,14 +145,31 @@ static __always_inline __s64 member_folded(struct mm_struct *mm, __u32 member)
 	return kernel_word(at);
 }
 
+/* Does each CPU keep a part of the counters for itself (Linux 6.2, f1a7941243c1, "mm: convert mm's rss stats into percpu_counter")? */
+static __always_inline bool has_parts(void)
+{
+	struct mm_struct___old *old = 0;
+
+	return !bpf_core_field_exists(old->rss_stat.count);
+}
+
+/* Pages, the part that the running CPU keeps. */
+static __always_inline __s32 member_part(struct mm_struct *mm, __u32 member)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	__u64 *offset = bpf_map_lookup_elem(&cpu_offsets, &cpu);
+	__u64 counters = kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
+
+	return offset ? kernel_half((void *)(counters + *offset)) : 0;
+}
+
 static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 {
-	struct mm_struct___old *old = (void *)mm;
 	__s64 folded = member_folded(mm, member), before;
 	struct member_loop loop = { .sum = folded };
 	__u32 turn;
 
-	if (!bpf_core_field_exists(old->rss_stat.count)) {
+	if (has_parts()) {
 		loop.counters = kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
 		/* What another CPU folds meanwhile would be in neither: up to a batch of pages. */
 		for (turn = 0; turn < 3; turn++) {

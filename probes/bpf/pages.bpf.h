@@ -88,21 +88,114 @@ static __always_inline bool is_in_fault(struct task_struct *task)
 #endif
 }
 
+/* What was last seen of the running CPU's part of a process's counters. */
+struct part {
+	__u32 process; /* its id; 0: nobody's */
+	__u32 known;   /* a bit for each member */
+	__s32 pages[MEMBERS];
+};
+
+/* index: 0. value: of the process with several threads that was met last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct part);
+} own_parts SEC(".maps");
+
+static __always_inline bool has_threads(struct task_struct *task)
+{
+	__u64 signal = kernel_word((void *)task + bpf_core_field_offset(struct task_struct, signal));
+
+	return kernel_half((void *)signal + bpf_core_field_offset(struct signal_struct, live.counter)) > 1;
+}
+
+/*
+ * How many pages of a part's change, from `before` to `now`, are in the change of the folded counter: a CPU folds its part when that has come
+ * to a batch, and `folded` is what all have folded that is not accounted for. A fault takes single pages as a rule: of theirs the batch is
+ * known, whatever others have folded or released at the same time. Two batches are another's too.
+ */
+static __always_inline __s64 folded_of_part(__s64 before, __s64 now, __s64 folded)
+{
+	__s64 batch = constants.counter_batch;
+
+	if (now)
+		return 0;
+	if (before >= batch - 1)
+		return folded >= batch && folded != 2 * batch ? folded : batch;
+	if (before <= 1 - batch)
+		return folded <= -batch && folded != -2 * batch ? folded : -batch;
+	return folded >= batch ? folded : 0;
+}
+
+#define NOT_TOLD_APART (1ll << 62)
+
+/*
+ * What a thread beside others has done itself, in bytes: the change of its CPU's part of the counter. By the sum of all parts it would be
+ * charged with what others have counted and not yet told, one page in some of theirs, which adds up to hundreds. Told apart are faults, of
+ * a process that was the last on this CPU too. A global function, for the verifier.
+ */
+__noinline __s64 change_of_part(struct rm_process *process, struct part *part, __u32 member)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct mm_struct *mm = (struct mm_struct *)memory_of(task);
+	__s64 now, before, folded, change;
+	bool known;
+
+	if (!process || !part || !has_parts())
+		return NOT_TOLD_APART;
+	barrier_var(member); /* as in is_unfolded */
+	member &= MEMBERS - 1;
+	now = member_part(mm, member);
+	folded = member_folded(mm, member);
+	known = part->process == process->id && part->known >> member & 1;
+	before = part->pages[member];
+	if (part->process != process->id) {
+		part->process = process->id;
+		part->known = 0;
+	}
+	part->known |= 1 << member;
+	part->pages[member] = now;
+	if (!known || !is_in_fault(task))
+		return NOT_TOLD_APART;
+	change = folded_of_part(before, now, folded - process->folded[member]);
+	if (change)
+		__sync_fetch_and_add(&process->folded[member], change);
+	change = (change + now - before) * RM_PAGE;
+	__sync_fetch_and_add(&process->resident[member], change);
+	return change;
+}
+
 /* So often in a row it is another's. After that it is charged to who sees it: memory that a fault itself takes away to make room (direct
  * reclaim) is no other thread's. */
 enum { OTHERS_RELEASES = 64 };
 
 /*
- * What is to be charged of a counter's new size; `own`: to the running thread, which is of that process. A thread counts, and then comes
- * the tracepoint: who looks in between sees what another one has released and not yet told, hundreds of pages at a time. A fault releases
- * nothing: it is left to that other one.
+ * What is to be charged of a counter that has changed; `own`: to the running thread, which is of that process. A thread counts, and then
+ * comes the tracepoint: who looks in between sees what another one has released and not yet told, hundreds of pages at a time. A fault
+ * releases nothing: it is left to that other one.
  */
-static __always_inline __s64 change_to(struct rm_process *process, struct task_struct *task, bool own, __u32 member, __s64 size)
+static __always_inline __s64 change_to(struct rm_process *process, struct task_struct *task, bool own, struct mm_struct *mm, __u32 member)
 {
-	__s64 *resident = &process->resident[member & 3], before = *resident, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0;
+	__s64 *resident = &process->resident[member & 3], before, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0, size;
+	bool charged = has(process, RM_PAGES), beside = own && charged && has_threads(task);
+	struct part *part;
+	__u32 zero = 0;
 
-	if (own && has(process, RM_PAGES)) {
-		if (size >= before - RM_PAGE || BPF_CORE_READ(task, signal, live.counter) <= 1 || !is_in_fault(task)) {
+	part = own && charged ? bpf_map_lookup_elem(&own_parts, &zero) : 0;
+	if (part && beside) {
+		size = change_of_part(process, part, member);
+		if (size != NOT_TOLD_APART)
+			return size;
+	} else if (part && part->process) {
+		part->process = 0; /* what a thread does alone is not followed */
+	}
+	size = member_bytes(mm, member);
+	before = *resident;
+	if (charged)
+		process->folded[member & 3] = member_folded(mm, member);
+	if (own && charged) {
+		if (size >= before - RM_PAGE || !beside || !is_in_fault(task)) {
 			if (process->others_releases)
 				process->others_releases = 0;
 		} else if (process->others_releases < OTHERS_RELEASES &&
@@ -122,7 +215,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	__u64 memory = (__u64)mm;
 	bool counted = process && has(process, RM_HEAP | RM_PAGES);
 	bool own;
-	__s64 size, change, sum;
+	__s64 change, sum;
 
 	if (process && is_unfolded(process, mm, member))
 		return 0;
@@ -152,8 +245,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	}
 	if (member >= MEMBERS)
 		return 0;
-	size = member_bytes(mm, member);
-	change = change_to(process, task, own, member, size);
+	change = change_to(process, task, own, mm, member);
 	if (own && process->tally)
 		note_resident(process);
 	if (has(process, RM_PAGES) && change < 0)

@@ -15,7 +15,7 @@ use super::counters::{FAULT_RECURSION_MISSES, RECURSION_MISSES};
 use super::direct::{self, Words};
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
-use super::map::possible_cpus;
+use super::map::{counter_batch, possible_cpus};
 use crate::alarm::Alarms;
 use crate::target::orphans;
 
@@ -320,6 +320,8 @@ fn open(attacher: &Attacher, what: Wanted, loader: Loader, rung: Rung) -> Result
         constants: abi::rm_constants {
             cpus,
             flags: flags(what),
+            counter_batch: counter_batch().map_err(LoadError::Descriptor)?,
+            pad: 0,
             alarm_bytes: what.alarms.bytes,
             alarms_of_growth: what.alarms.of_growth,
             alarms_of_total: what.alarms.of_total,

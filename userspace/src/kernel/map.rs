@@ -197,6 +197,18 @@ pub(super) fn possible_cpus() -> io::Result<u32> {
     count_cpus(text.trim()).ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
 }
 
+/// What each CPU keeps of a counter of the kernel's for itself is less than this.
+///
+/// # Errors
+/// Without /sys.
+pub(super) fn counter_batch() -> io::Result<u32> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    let online = count_cpus(text.trim())
+        .ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/online says {text:?}")))?;
+    // compute_batch_value in lib/percpu_counter.c.
+    Ok(online.saturating_mul(2).max(32))
+}
+
 /// The kernel's lists of CPUs: numbers and ranges, separated by commas.
 fn count_cpus(list: &str) -> Option<u32> {
     list.split(',').try_fold(0u32, |count, part| {
