@@ -171,17 +171,25 @@ __noinline __s64 change_of_part(struct rm_process *process, struct part *part, _
 enum { OTHERS_RELEASES = 64 };
 
 /*
- * What is to be charged of a counter that has changed; `own`: to the running thread, which is of that process. A thread counts, and then
- * comes the tracepoint: who looks in between sees what another one has released and not yet told, hundreds of pages at a time. A fault
- * releases nothing: it is left to that other one.
+ * What is to be charged of a counter of the process that has changed; `own`: to the running thread, which is of that process. A thread
+ * counts, and then comes the tracepoint: who looks in between sees what another one has released and not yet told, hundreds of pages at a
+ * time. A fault releases nothing: it is left to that other one. A global function, for the stack.
  */
-static __always_inline __s64 change_to(struct rm_process *process, struct task_struct *task, bool own, struct mm_struct *mm, __u32 member)
+__noinline __s64 change_to(struct rm_process *process, __u32 own, __u32 member)
 {
-	__s64 *resident = &process->resident[member & 3], before, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0, size;
-	bool charged = has(process, RM_PAGES), beside = own && charged && has_threads(task);
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	__s64 *resident, before, taken = member == MEMBER_ANONYMOUS ? RM_PAGE : 0, size;
+	struct mm_struct *mm;
+	bool charged, beside;
 	struct part *part;
 	__u32 zero = 0;
 
+	if (!process)
+		return 0;
+	mm = (struct mm_struct *)process->memory;
+	resident = &process->resident[member & 3];
+	charged = has(process, RM_PAGES);
+	beside = own && charged && has_threads(task);
 	part = own && charged ? bpf_map_lookup_elem(&own_parts, &zero) : 0;
 	if (part && beside) {
 		size = change_of_part(process, part, member);
@@ -245,7 +253,7 @@ static __always_inline int resident_changed(struct mm_struct *mm, __u32 member)
 	}
 	if (member >= MEMBERS)
 		return 0;
-	change = change_to(process, task, own, mm, member);
+	change = change_to(process, own, member);
 	if (own && process->tally)
 		note_resident(process);
 	if (has(process, RM_PAGES) && change < 0)
