@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /*
  * The last stacks of a thread, word by word. Most events come at a stack that was met a moment ago, and to see that all its words are the
- * same takes less than half of what it takes to hash them. Nothing less than all of them tells that it is the same stack: the innermost
+ * same takes less than to hash them and to look the hash up. Nothing less than all of them tells that it is the same stack: the innermost
  * frame does not say from which line of its caller it was called, nor does a code object's address say which code object is there.
  */
 #ifndef KNOWN_H
@@ -14,7 +14,7 @@ enum {
 	KNOWN_PAUSE = 255, /* walks, before one is tried again that was too deep */
 };
 
-/* What walk() takes of a frame, as it stands in memory. Of a frame without code of its own (RM_ABSENT's owner_skip) the first three. */
+/* What walk() takes of a frame, as it stands in memory. Of one that the interpreter pushed for itself the first four. */
 struct known_frame {
 	__u64 at;
 	__u64 back;
