@@ -173,7 +173,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         WORKLOADS.iter().filter(|workload| arguments.wants_workload(workload.name)).collect();
     let mut python = python(&arguments.python)?;
     if tools.iter().any(|tool| tool.is_peer()) {
-        python = tool::peers(&python)?;
+        python = tool::peers(&python, &tools)?;
     }
     let bench = Bench::new(build()?, python)?;
     let before = report::Machine::now(&bench)?;

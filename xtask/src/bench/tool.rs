@@ -113,13 +113,15 @@ pub fn report(folder: &Path) -> PathBuf {
     folder.join("report.json")
 }
 
-/// A Python that has the peers, and what the workloads import: made where it is not there yet.
+/// A Python that has the peers, and what the workloads import: made where it is not there yet. What is no package of Python's is
+/// installed where one of the tools is that.
 ///
 /// # Errors
 /// No network, or no `venv`; the script has said which.
-pub fn peers(python: &Path) -> Result<PathBuf> {
+pub fn peers(python: &Path, tools: &[&Tool]) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/peers");
-    let output = Command::new(&script).arg(python).stderr(Stdio::inherit()).output();
+    let beside = tools.iter().any(|tool| matches!(tool.kind, Kind::Script(_))).then_some("bpftrace");
+    let output = Command::new(&script).arg(python).args(beside).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| script.display().to_string())?;
     ensure!(output.status.success(), "{} failed", script.display());
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
