@@ -627,6 +627,7 @@ enum rm_tally_limits {
 	RM_TALLY_KEYS = 7,        /* of a bucket */
 	RM_TALLY_LEVELS = 5,      /* of a table, at most; each has 1 << RM_TALLY_LEVEL_SHIFT times the buckets of the one before */
 	RM_TALLY_LEVEL_SHIFT = 3,
+	RM_TALLY_LAST_TRIES = 8, /* other buckets of the last level, for keys that lie closer together than was thought */
 	RM_TALLY_STACK_BUCKETS = 1 << 8,  /* in the first level of the table of stacks, which has four */
 	RM_TALLY_BLOCK_BUCKETS = 1 << 10, /* and of that of blocks, which has five: room for some thirty million */
 	RM_TALLY_BUCKET_BYTES = 128,

@@ -43,14 +43,23 @@ static const struct table blocks = {
 /*
  * Where the bucket of a key is in the segment. Neighbours stay neighbours: who walks through memory walks through the table, and not
  * all over it. Areas of 256 KiB are spread, so that blocks at equal distances do not all share a bucket. The larger a level, the
- * smaller the regions that share one: where small blocks lie so close that they fill a bucket, they find room further on.
+ * smaller the regions that share one: where small blocks lie so close that they fill a bucket, they find room further on. Beyond the last
+ * level they are tried all over it: of areas that share its buckets some are full from end to end.
  */
 static inline __u32 bucket_at(const struct rm_tally *t, const struct table *table, __u32 level, __u64 key)
 {
-	__u32 size = table->buckets << level * RM_TALLY_LEVEL_SHIFT;
-	__u64 index = key >> (t->region_shifts[level] & 63) ^ (key >> 18) * 0x9e3779b97f4a7c15ull >> 32;
+	__u32 real = likely(level < table->depth) ? level : table->depth - 1;
+	__u32 size = table->buckets << real * RM_TALLY_LEVEL_SHIFT;
+	__u64 region = key >> (t->region_shifts[real] & 63), index = region ^ (key >> 18) * 0x9e3779b97f4a7c15ull >> 32;
 
-	return table->levels[level].at + ((__u32)index & (size - 1)) * RM_TALLY_BUCKET_BYTES;
+	if (unlikely(level > real))
+		index = (region ^ (__u64)level << 40) * 0x9e3779b97f4a7c15ull >> 32;
+	return table->levels[real].at + ((__u32)index & (size - 1)) * RM_TALLY_BUCKET_BYTES;
+}
+
+static inline enum part part_of(const struct table *table, __u32 level)
+{
+	return table->levels[likely(level < table->depth) ? level : table->depth - 1].part;
 }
 
 /*
@@ -60,16 +69,16 @@ static inline __u32 bucket_at(const struct rm_tally *t, const struct table *tabl
  */
 struct spots {
 	__u32 levels;
-	struct rm_tally_bucket *buckets[RM_TALLY_LEVELS];
+	struct rm_tally_bucket *buckets[RM_TALLY_LEVELS + RM_TALLY_LAST_TRIES];
 };
 
 static inline void look_up(const struct rm_tally *t, const struct table *table, __u64 key, struct spots *spots)
 {
 	__u32 level;
 
-	for (level = 0; level < table->depth; level++) {
+	for (level = 0; level < table->depth + RM_TALLY_LAST_TRIES; level++) {
 		__u32 offset = bucket_at(t, table, level, key);
-		enum part part = table->levels[level].part;
+		enum part part = part_of(table, level);
 		/* The first part begins with the head. */
 		const char *start = part == FIRST ? (const char *)t : __atomic_load_n(&parts[part], __ATOMIC_ACQUIRE);
 		struct rm_tally_bucket *bucket = (struct rm_tally_bucket *)(start + (offset - part_at[part]));
@@ -132,7 +141,7 @@ enum put { PUT, REPLACED, NO_ROOM };
 /* Puts in a key that is not there, or that was missed when it went. */
 static inline enum put put(struct rm_tally *t, const struct table *table, const struct spots *spots, __u64 key, __u64 value)
 {
-	for (__u32 level = 0; level < table->depth; level++) {
+	for (__u32 level = 0; level < table->depth + RM_TALLY_LAST_TRIES; level++) {
 		struct rm_tally_bucket *bucket;
 		__u32 places;
 
@@ -141,7 +150,7 @@ static inline enum put put(struct rm_tally *t, const struct table *table, const 
 		} else {
 			__u32 offset = bucket_at(t, table, level, key);
 
-			bucket = place(table->levels[level].part, offset);
+			bucket = place(part_of(table, level), offset);
 			if (unlikely(!bucket))
 				return NO_ROOM;
 			touch(t, offset);

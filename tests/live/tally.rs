@@ -302,6 +302,30 @@ fn root_small_blocks_close_together_all_find_room() {
     assert!(line.number("live_bytes") >= 2_400_000, "{line:?}");
 }
 
+/// Millions of objects of some tens of bytes, each a block: of the areas that share the last level's buckets some are full from end to end.
+#[test]
+fn root_millions_of_small_objects_all_find_room() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "millions.py",
+        "
+def make():
+    kept = []
+    for number in range(2_500_000):
+        kept.append((number, str(number)))
+    return kept
+
+kept = make()
+print(len(kept))
+",
+    );
+    let run = Run::json().words(["--mode", "objects"]).words([&any_python().path, &program.path]);
+    let report = run.run().expect(0).report();
+    assert_eq!(counter(&report, "blocks_full"), 0, "{report}");
+}
+
 /// A function that calls itself along two lines, eighteen deep: more ways to the innermost frame than there are sites.
 #[test]
 fn root_ways_that_come_to_the_same_lines_are_one_stack() {
