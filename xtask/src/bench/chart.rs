@@ -8,12 +8,12 @@ use plotters::prelude::*;
 use super::Outcome;
 use super::tool::TOOLS;
 
-/// At least, and for each bar.
-const WIDTH: u32 = 1200;
+/// Of a bar, and at least of the group of a workload, whose name stands below it.
 const BAR_WIDTH: u32 = 7;
+const GROUP_WIDTH: u32 = 84;
 const HEIGHT: u32 = 520;
 /// Below this a bar would be nothing, above it would hide the others.
-const RATIOS: std::ops::Range<f64> = 0.8..40.0;
+const RATIOS: std::ops::Range<f64> = 0.5..40.0;
 /// One a tool, told apart by most eyes: Okabe and Ito's, and some more.
 const COLOURS: [RGBColor; TOOLS.len()] = [
     RGBColor(0, 158, 115),
@@ -35,27 +35,29 @@ const COLOURS: [RGBColor; TOOLS.len()] = [
 /// The file cannot be written, or nothing was measured that could be shown.
 pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
     let mut workloads: Vec<&str> = Vec::new();
-    for outcome in outcomes.iter().filter(|outcome| ratio(outcome).is_some()) {
+    // What a marked function's line costs is another thing, and would hide the rest.
+    let is_shown = |outcome: &&Outcome| ratio(outcome).is_some() && outcome.workload != "lines";
+    for outcome in outcomes.iter().filter(is_shown) {
         if !workloads.contains(&outcome.workload.as_str()) {
             workloads.push(&outcome.workload);
         }
     }
-    let seen = |name: &str| outcomes.iter().any(|outcome| outcome.tool == name && ratio(outcome).is_some());
+    let seen = |name: &str| outcomes.iter().filter(is_shown).any(|outcome| outcome.tool == name);
     let tools: Vec<&str> = TOOLS.iter().map(|tool| tool.name).filter(|name| seen(name)).collect();
     let groups =
         u32::try_from(workloads.len()).ok().filter(|groups| *groups > 0).context("there is nothing to draw")?;
-    // A bar's width is left between two groups.
-    let bars = groups * (u32::try_from(tools.len())? + 1);
-    let area = SVGBackend::new(file, (WIDTH.max(bars * BAR_WIDTH), HEIGHT)).into_drawing_area();
+    // A bar's width is left between two groups, and room for the names of the tools.
+    let group = GROUP_WIDTH.max((u32::try_from(tools.len())? + 1) * BAR_WIDTH);
+    let area = SVGBackend::new(file, ((groups + 2) * group, HEIGHT)).into_drawing_area();
     // The library's errors are not all fit to be carried across threads.
     let failed = |what: &dyn std::fmt::Display| anyhow!("{}: {what}", file.display());
     area.fill(&WHITE).map_err(|error| failed(&error))?;
     let mut chart = ChartBuilder::on(&area)
         .caption("Work under each tool, as a multiple of bare (less is better; logarithmic)", ("sans-serif", 18))
         .margin(12)
-        .x_label_area_size(70)
+        .x_label_area_size(30)
         .y_label_area_size(50)
-        .build_cartesian_2d(0.0..f64::from(groups), RATIOS.log_scale())
+        .build_cartesian_2d(0.0..f64::from(groups + 2), RATIOS.log_scale())
         .map_err(|error| failed(&error))?;
     let label = |at: &f64| {
         // A place on the axis is a whole number or lies between two: labels stand in the middle.
@@ -65,9 +67,9 @@ pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(2 * workloads.len() + 1)
+        .x_labels(2 * workloads.len() + 5)
         .x_label_formatter(&label)
-        .x_label_style(("sans-serif", 12).into_font().transform(FontTransform::Rotate90))
+        .x_label_style(("sans-serif", 12))
         .y_label_formatter(&|ratio| format!("{ratio}x"))
         .draw()
         .map_err(|error| failed(&error))?;
