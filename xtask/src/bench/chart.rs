@@ -35,8 +35,7 @@ const COLOURS: [RGBColor; TOOLS.len()] = [
 /// The file cannot be written, or nothing was measured that could be shown.
 pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
     let mut workloads: Vec<&str> = Vec::new();
-    // What a marked function's line costs is another thing, and would hide the rest.
-    let is_shown = |outcome: &&Outcome| ratio(outcome).is_some() && outcome.workload != "lines";
+    let is_shown = |outcome: &&Outcome| outcome.work_ratio().is_some();
     for outcome in outcomes.iter().filter(is_shown) {
         if !workloads.contains(&outcome.workload.as_str()) {
             workloads.push(&outcome.workload);
@@ -78,7 +77,7 @@ pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
         let bars = outcomes.iter().filter(|outcome| outcome.tool == *tool).filter_map(|outcome| {
             let group = workloads.iter().position(|name| *name == outcome.workload)?;
             let left = middle(group) - 0.4 + width * f64::from(u32::try_from(place).ok()?);
-            let height = ratio(outcome)?.clamp(RATIOS.start, RATIOS.end);
+            let height = outcome.work_ratio()?.clamp(RATIOS.start, RATIOS.end);
             Some(Rectangle::new([(left, 1.0), (left + width, height)], colour.filled()))
         });
         chart
@@ -99,8 +98,4 @@ pub fn draw(file: &Path, outcomes: &[Outcome]) -> Result<()> {
 
 fn middle(group: usize) -> f64 {
     f64::from(u32::try_from(group).unwrap_or(u32::MAX)) + 0.5
-}
-
-fn ratio(outcome: &Outcome) -> Option<f64> {
-    Some(outcome.figures.as_ref()?.work_ratio?.median)
 }

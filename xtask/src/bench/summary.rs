@@ -56,9 +56,8 @@ impl Summary {
 }
 
 fn work_ratios<'a>(outcomes: &'a [Outcome], tool: &'a str) -> impl Iterator<Item = (&'a str, f64)> + 'a {
-    // A marked function pays for its lines, which is another goal.
-    let of_tool = outcomes.iter().filter(move |outcome| outcome.tool == tool && outcome.workload != "lines");
-    of_tool.filter_map(|outcome| Some((outcome.workload.as_str(), outcome.figures.as_ref()?.work_ratio?.median)))
+    let of_tool = outcomes.iter().filter(move |outcome| outcome.tool == tool);
+    of_tool.filter_map(|outcome| Some((outcome.workload.as_str(), outcome.work_ratio()?)))
 }
 
 fn mean(outcomes: &[Outcome], tool: &str) -> Option<Mean> {
