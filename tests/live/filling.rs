@@ -94,7 +94,7 @@ fn root_neighbours_are_filled_from_two_lines() {
 }
 
 /// Two threads at it, without the GIL. What one has taken or released is not the other's, though that sees it before it is told: by the sum
-/// over the CPUs up to one page of ten was on the other's line. Between their times the program is alone and fills too.
+/// over the CPUs up to eight pages of a hundred were on the other's line. Between their times the program is alone and fills too.
 #[test]
 fn root_threads_fill_side_by_side() {
     if !root() {
