@@ -118,12 +118,17 @@ struct member_loop {
 	__s64 sum;
 };
 
-static long member_step(__u32 cpu, struct member_loop *loop)
+/* What a CPU keeps for itself of a counter. */
+static __always_inline __s32 part_of_cpu(__u64 counters, __u32 cpu)
 {
 	__u64 *offset = bpf_map_lookup_elem(&cpu_offsets, &cpu);
 
-	if (offset && *offset)
-		loop->sum += kernel_half((void *)(loop->counters + *offset));
+	return offset && *offset ? kernel_half((void *)(counters + *offset)) : 0;
+}
+
+static long member_step(__u32 cpu, struct member_loop *loop)
+{
+	loop->sum += part_of_cpu(loop->counters, cpu);
 	return 0;
 }
 
@@ -153,14 +158,15 @@ static __always_inline bool has_parts(void)
 	return !bpf_core_field_exists(old->rss_stat.count);
 }
 
+static __always_inline __u64 member_parts(struct mm_struct *mm, __u32 member)
+{
+	return kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
+}
+
 /* Pages, the part that the running CPU keeps. */
 static __always_inline __s32 member_part(struct mm_struct *mm, __u32 member)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
-	__u64 *offset = bpf_map_lookup_elem(&cpu_offsets, &cpu);
-	__u64 counters = kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
-
-	return offset ? kernel_half((void *)(counters + *offset)) : 0;
+	return part_of_cpu(member_parts(mm, member), bpf_get_smp_processor_id());
 }
 
 static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
@@ -170,7 +176,7 @@ static __always_inline __s64 member_bytes(struct mm_struct *mm, __u32 member)
 	__u32 turn;
 
 	if (has_parts()) {
-		loop.counters = kernel_word(member_counter(mm, member) + bpf_core_field_offset(struct percpu_counter, counters));
+		loop.counters = member_parts(mm, member);
 		/* What another CPU folds meanwhile would be in neither: up to a batch of pages. */
 		for (turn = 0; turn < 3; turn++) {
 			bpf_loop(constants.cpus, member_step, &loop, 0);

@@ -151,8 +151,7 @@ enum rm_process_flags {
 struct rm_constants {
 	rm_u32 cpus;  /* possible CPUs */
 	rm_u32 flags; /* bits of rm_process.flags that some process may have */
-	rm_u32 counter_batch; /* what a CPU keeps of a counter for itself is less (compute_batch_value in lib/percpu_counter.c) */
-	rm_u32 pad;
+	rm_u64 counter_batch; /* what a CPU keeps of a counter for itself is less (compute_batch_value in lib/percpu_counter.c) */
 	rm_u64 alarm_bytes[RM_ALARMS]; /* resident memory above which user space is told (--on-limit); 0: no alarm, nor after it */
 	rm_u32 alarms_of_growth; /* a bit an alarm: its bytes are what resident memory may grow by within a second */
 	rm_u32 alarms_of_total;  /* a bit an alarm: they are what all processes together may have resident */
@@ -231,7 +230,7 @@ struct rm_process {
 	rm_u32 page_sample;        /* of so many pages of its arenas one is counted, for all; 0: each is */
 	rm_u32 growth_of;          /* the id of whose growth growth_slot and the rest is; another's, or 0: it begins anew */
 	rm_s64 folded[4];          /* its resident counters without what CPUs keep for themselves, as far as it is accounted for: where pages
-				      are sampled, and while it has several threads */
+				      are sampled, and in pages mode */
 	rm_s64 in_total;           /* its part of what all processes together have resident; 0 where no alarm is of that */
 	rm_u32 alarm_passed[RM_ALARMS]; /* 1: it was told, and resident memory has not been well below it since */
 	rm_u64 growth_slot;        /* RM_GROWTH_SLOTS of them are a second; the one of the last change of resident memory */

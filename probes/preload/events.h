@@ -42,8 +42,8 @@ static inline struct taken take(const struct spots *spots, const void *address)
 static inline void released(struct rm_tally *t, struct rm_tally_site *site, __u32 by, const void *address, struct taken taken)
 {
 	struct amounts amounts = amounts_of(t, taken.value >> RM_TALLY_SITE_BITS);
-	__u32 number = taken.value & ((1u << RM_TALLY_SITE_BITS) - 1), at;
-	struct rm_tally_site *owner = number && number <= RM_TALLY_SITES ? site_at(number - 1, &at) : 0;
+	__u32 number = taken.value & ((1u << RM_TALLY_SITE_BITS) - 1);
+	struct rm_tally_site *owner = number && number <= RM_TALLY_SITES ? site_at(number - 1) : 0;
 	const bool single = has_one_thread();
 
 	if (likely(site)) {

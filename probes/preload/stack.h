@@ -268,30 +268,32 @@ done:
 	return hash ^ hash >> 32 ? hash ^ hash >> 32 : 1;
 }
 
-/* A site by its number; 0: there is no room for it. */
-static inline struct rm_tally_site *site_at(__u32 site, __u32 *at)
+static inline __u32 site_offset(__u32 site)
 {
-	bool first = site < RM_TALLY_FIRST_SITES;
+	return site < RM_TALLY_FIRST_SITES ? RM_TALLY_SITES_AT + site * RM_TALLY_SITE_BYTES :
+					     RM_TALLY_MORE_SITES_AT + (site - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES;
+}
 
-	*at = first ? RM_TALLY_SITES_AT + site * RM_TALLY_SITE_BYTES :
-		      RM_TALLY_MORE_SITES_AT + (site - RM_TALLY_FIRST_SITES) * RM_TALLY_SITE_BYTES;
-	return place(first ? FIRST : MORE_SITES, *at);
+/* A site by its number; 0: there is no room for it. */
+static inline struct rm_tally_site *site_at(__u32 site)
+{
+	return place(site < RM_TALLY_FIRST_SITES ? FIRST : MORE_SITES, site_offset(site));
 }
 
 /* A stack is met for the first time. Its site plus one, or 0: there are too many. */
 static __attribute__((noinline)) __u32 new_site(struct rm_tally *t, const struct spots *spots, __u64 stack, const void *frame)
 {
 	struct rm_tally_site *site = 0;
-	__u32 number, at;
+	__u32 number;
 
 	if (__atomic_load_n(&t->site_count, __ATOMIC_RELAXED) >= RM_TALLY_SITES)
 		return 0;
 	number = __atomic_fetch_add(&t->site_count, 1, __ATOMIC_RELAXED);
 	if (number < RM_TALLY_SITES)
-		site = site_at(number, &at);
+		site = site_at(number);
 	if (!site)
 		return 0;
-	touch(t, at);
+	touch(t, site_offset(number));
 	/* Two threads that meet it at once make two sites, which are summed where they are read. */
 	if (put(t, &stacks, spots, stack, number + 1) == NO_ROOM)
 		return 0;
@@ -322,7 +324,6 @@ static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *numb
 	struct known_stack *known;
 	__u64 stack = current_stack(t, &known, frame);
 	struct rm_tally_site *site = 0;
-	__u32 at;
 
 	if (likely(known && known->stack == stack)) {
 		*number = known->site;
@@ -339,7 +340,7 @@ static inline struct rm_tally_site *current_site(struct rm_tally *t, __u32 *numb
 		}
 	}
 	if (likely(*number))
-		site = site_at(*number - 1, &at);
+		site = site_at(*number - 1);
 	if (unlikely(!site)) {
 		count(t, RM_COUNT_SITES_FULL);
 		return 0;

@@ -10,7 +10,7 @@ impl abi::rm_constants {
     /// As they stand in the object.
     pub fn bytes(&self) -> &[u8] {
         // Without a byte of padding.
-        const { assert!(size_of::<Self>() == 6 * size_of::<u32>() + abi::RM_ALARMS as usize * size_of::<u64>()) };
+        const { assert!(size_of::<Self>() == 4 * size_of::<u32>() + (1 + abi::RM_ALARMS as usize) * size_of::<u64>()) };
         // SAFETY: each of its bytes belongs to a number.
         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
     }

@@ -146,15 +146,7 @@ fn load(name: &str) -> libbpf_rs::Result<(Object, Duration)> {
 fn everything() -> abi::rm_constants {
     let mut alarm_bytes = [0; abi::RM_ALARMS as usize];
     alarm_bytes.fill(1 << 30);
-    abi::rm_constants {
-        cpus: 1,
-        flags: !0,
-        counter_batch: 32,
-        pad: 0,
-        alarm_bytes,
-        alarms_of_growth: 2,
-        alarms_of_total: 4,
-    }
+    abi::rm_constants { cpus: 1, flags: !0, counter_batch: 32, alarm_bytes, alarms_of_growth: 2, alarms_of_total: 4 }
 }
 
 /// What the kernel says of a program that was loaded (`bpf_prog_info.verified_insns`, Linux 5.16).

@@ -321,7 +321,6 @@ fn open(attacher: &Attacher, what: Wanted, loader: Loader, rung: Rung) -> Result
             cpus,
             flags: flags(what),
             counter_batch: counter_batch().map_err(LoadError::Descriptor)?,
-            pad: 0,
             alarm_bytes: what.alarms.bytes,
             alarms_of_growth: what.alarms.of_growth,
             alarms_of_total: what.alarms.of_total,

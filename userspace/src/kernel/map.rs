@@ -193,20 +193,21 @@ impl Map {
 /// # Errors
 /// Without /sys.
 pub(super) fn possible_cpus() -> io::Result<u32> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    count_cpus(text.trim()).ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
+    cpus_of("/sys/devices/system/cpu/possible")
 }
 
 /// What each CPU keeps of a counter of the kernel's for itself is less than this.
 ///
 /// # Errors
 /// Without /sys.
-pub(super) fn counter_batch() -> io::Result<u32> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
-    let online = count_cpus(text.trim())
-        .ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/online says {text:?}")))?;
+pub(super) fn counter_batch() -> io::Result<u64> {
     // compute_batch_value in lib/percpu_counter.c.
-    Ok(online.saturating_mul(2).max(32))
+    Ok(u64::from(cpus_of("/sys/devices/system/cpu/online")?).saturating_mul(2).max(32))
+}
+
+fn cpus_of(file: &str) -> io::Result<u32> {
+    let text = std::fs::read_to_string(file)?;
+    count_cpus(text.trim()).ok_or_else(|| io::Error::other(format!("{file} says {text:?}")))
 }
 
 /// The kernel's lists of CPUs: numbers and ranges, separated by commas.
