@@ -1,5 +1,6 @@
 //! Programs that run already, bare, and what a session of ours has of them.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -122,6 +123,15 @@ impl KernelMap {
     /// As many as it has entries.
     pub fn count(self) -> usize {
         MapHandle::from_map_id(self.0).map_or(0, |map| map.keys().count())
+    }
+
+    /// Of how many processes the sites are that it has.
+    pub fn processes_of_sites(self) -> usize {
+        let process = |key: Vec<u8>| {
+            let at = std::mem::offset_of!(rmprof_probes::abi::rm_site_key, process);
+            u32::from_ne_bytes(key[at..at + 4].try_into().unwrap())
+        };
+        MapHandle::from_map_id(self.0).map_or(0, |map| map.keys().map(process).collect::<HashSet<_>>().len())
     }
 }
 
