@@ -558,9 +558,9 @@ __noinline int mapping_changed(struct rm_process *process, struct thread *thread
 	return 0;
 }
 
-static __always_inline int mapping_exit(struct pt_regs *regs, long result)
+static __always_inline int mapping_exit(long ended, long result)
 {
-	__u32 change = change_of(syscall_number(regs));
+	__u32 change = change_of(ended);
 	struct rm_process *process;
 	struct thread *thread;
 	__u32 call;

@@ -193,7 +193,7 @@ int sys_enter(__u64 *ctx)
 SEC("tp_btf/sys_exit")
 int sys_exit(__u64 *ctx)
 {
-	return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
+	return mapping_exit(syscall_number((struct pt_regs *)ctx[0]), ctx[1]);
 }
 
 /*
@@ -211,9 +211,30 @@ int memory_changes(__u64 *ctx)
 	case RM_TRACEPOINT_SYS_ENTER:
 		return mapping_enter((struct pt_regs *)ctx[0], ctx[1]);
 	case RM_TRACEPOINT_SYS_EXIT:
-		return mapping_exit((struct pt_regs *)ctx[0], ctx[1]);
+		return mapping_exit(syscall_number((struct pt_regs *)ctx[0]), ctx[1]);
 	}
 	return 0;
+}
+#endif
+
+/*
+ * The same at the functions of those system calls, which are told apart by their cookies: on kernels that preempt the programs of
+ * tracepoints (userspace/src/kernel/preempted.rs). 1: the end is nothing to be seen.
+ */
+#ifndef RM_SINGLE
+SEC("kprobe.session")
+int mapping_calls(struct pt_regs *ctx)
+{
+	long call = bpf_get_attach_cookie(ctx);
+	struct rm_process *process;
+
+	if (session_is_return(ctx))
+		return mapping_exit(call, PT_REGS_RC(ctx));
+	process = current_process();
+	if (!process || !has(process, RM_HEAP))
+		return 1;
+	mapping_enter((struct pt_regs *)PT_REGS_PARM1(ctx), call);
+	return call == SYSCALL_MADVISE;
 }
 #endif
 

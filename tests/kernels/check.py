@@ -36,20 +36,25 @@ def rmprof(*words):
     return said, path
 
 
-def measure(*words):
-    """The report of a run that ended well, of one process."""
+def measure_all(*words):
+    """The report of a run that ended well."""
     said, path = rmprof(*words)
     expect(said.returncode == 0, "exit status", said.returncode, "of", *words)
     with open(path) as file:
-        report = json.load(file)
+        return json.load(file)
+
+
+def measure(*words):
+    """The same of one process."""
+    report = measure_all(*words)
     expect(len(report["processes"]) == 1, len(report["processes"]), "processes in the report")
     return report, report["processes"][0]
 
 
-def line(process, program):
+def line(process, program, name="here"):
     """What the line of the program that says `here` has itself, in however many functions (a comprehension was one of its own)."""
     with open(program) as file:
-        here = next(number for number, text in enumerate(file, 1) if text.endswith("#: here\n"))
+        here = next(number for number, text in enumerate(file, 1) if text.endswith(f"#: {name}\n"))
     found = [
         row
         for function in process["functions"]
@@ -99,6 +104,23 @@ def heap(*options):
     return f"{itself} bytes"
 
 
+def crowd(mode):
+    program = f"{HERE}/crowd.py"
+    report = measure_all("run", "--mode", mode, "/usr/bin/python3", program)
+    healthy(report)
+    workers = [process for process in report["processes"] if process["pid"] != report["processes"][0]["pid"]]
+    expect(len(workers) == 5, len(workers), "workers in the report")
+    blocks = [line(worker, program) for worker in workers]
+    if mode == "heap":
+        maps = {line(worker, program, "maps") for worker in workers}
+        # Of a mapping alone there are 96 MiB; its objects come to a few dozen kilobytes.
+        expect(len(maps) == 1 and 0 <= min(maps) - (1500 << 16) <= MIB // 4, "the lines that map have", sorted(maps))
+        expect(len(set(blocks)) == 1, "the lines have", blocks)
+    slack = MIB // 2 if mode == "heap" else MIB
+    expect(all(abs(bytes - 24 * MIB) <= slack for bytes in blocks), "the lines have", blocks)
+    return f"{blocks[0]} bytes"
+
+
 def attach(mode):
     program = f"{HERE}/grows.py"
     with subprocess.Popen(["/usr/bin/python3", program], stdout=subprocess.PIPE, text=True) as running:
@@ -131,6 +153,8 @@ CHECKS = {
     "pages": pages,
     "heap": heap,
     "heap, no preload": lambda: heap("--no-preload"),
+    "crowd, pages": lambda: crowd("pages"),
+    "crowd, heap": lambda: crowd("heap"),
     "attach, pages": lambda: attach("pages"),
     "attach, heap": lambda: attach("heap"),
     "dmesg": dmesg,

@@ -38,6 +38,7 @@ fn root_every_way_gives_the_same_bytes() {
             ("tally", &[][..]),
             ("best", &["--no-preload"]),
             ("session", &["--probes", "session"]),
+            ("preempted", &["--probes", "preempted"]),
             ("multi", &["--probes", "multi"]),
             ("single", &["--probes", "single"]),
         ] {

@@ -76,6 +76,8 @@ pub enum ModeArgument {
 pub enum ProbesArgument {
     /// Session probes
     Session,
+    /// The same, and all else as on kernels that preempt the programs of tracepoints
+    Preempted,
     /// Multi-probes
     Multi,
     /// A perf event for each

@@ -154,8 +154,9 @@ impl RunPlan {
             preload,
             how: How {
                 loader: typed.loader.unwrap_or_default(),
+                preempted: (typed.probes == Some(ProbesArgument::Preempted)).then_some(true),
                 rung: typed.probes.map(|probes| match probes {
-                    ProbesArgument::Session => Rung::Session,
+                    ProbesArgument::Session | ProbesArgument::Preempted => Rung::Session,
                     ProbesArgument::Multi => Rung::Multi,
                     ProbesArgument::Single => Rung::Single,
                 }),
@@ -207,7 +208,7 @@ impl WatchPlan {
             ));
         }
         report.options.rank = Some(if mode.counts_blocks() { RankBy::Live } else { RankBy::Net });
-        let how = How { loader: typed.loader.unwrap_or_default(), rung: None };
+        let how = How { loader: typed.loader.unwrap_or_default(), ..How::default() };
         let alarms = Alarm::parse_all(&typed.on_limit, Of::Watch)?;
         Ok(Self { report, duration: typed.duration, interval: typed.interval, alarms, how })
     }

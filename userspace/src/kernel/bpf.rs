@@ -16,6 +16,7 @@ pub(super) enum Command {
     MapLookup = 1,
     MapUpdate = 2,
     MapDelete = 3,
+    ProgramLoad = 5,
     ProgramTestRun = 10,
     ObjectInfo = 15,
     RawTracepointOpen = 17,
@@ -25,6 +26,7 @@ pub(super) enum Command {
 
 /// `enum bpf_attach_type`.
 const PERF_EVENT: u32 = 41;
+const TRACE_KPROBE_SESSION: u32 = 56;
 pub(super) const TRACE_UPROBE_MULTI: u32 = 48;
 pub(super) const TRACE_UPROBE_SESSION: u32 = 57;
 
@@ -110,6 +112,80 @@ pub(super) fn link_multi(
         end: 0,
     };
     // SAFETY: what the command expects: both arrays have `count` elements, the path its NUL, and all outlive the call.
+    unsafe { call(Command::LinkCreate, &mut attributes) }
+}
+
+#[repr(C)]
+struct FunctionLink {
+    program: u32,
+    target: u32,
+    kind: u32,
+    link_flags: u32,
+    flags: u32,
+    count: u32,
+    names: u64,
+    addresses: u64,
+    cookies: u64,
+}
+
+#[repr(C)]
+struct ProgramLoad {
+    kind: u32,
+    instructions: u32,
+    first: u64,
+    license: u64,
+    log_level: u32,
+    log_bytes: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach: u32,
+}
+
+/// A program for functions of the kernel's that does nothing: its descriptor, or a negative error number.
+pub(super) fn load_idle() -> i32 {
+    const KPROBE: u32 = 2;
+    /// `r0 = 0` and `exit` (include/uapi/linux/bpf_common.h, `struct bpf_insn`).
+    const IDLE: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let mut attributes = ProgramLoad {
+        kind: KPROBE,
+        instructions: IDLE.len() as u32,
+        first: IDLE.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        log_level: 0,
+        log_bytes: 0,
+        log: 0,
+        kernel: 0,
+        flags: 0,
+        name: *b"rmprof_idle\0\0\0\0\0",
+        interface: 0,
+        attach: TRACE_KPROBE_SESSION,
+    };
+    // SAFETY: what the command expects: as many instructions as are said, a license with its NUL, and no log.
+    unsafe { call(Command::ProgramLoad, &mut attributes) }
+}
+
+/// A link of a program on functions of the kernel's, where each begins and, if it wants, ends: its descriptor, or a negative error number.
+/// The names are addresses of strings that end with a NUL; there is a cookie for each.
+pub(super) fn link_functions(program: RawFd, names: &[u64], cookies: &[u64]) -> i32 {
+    if cookies.len() != names.len() {
+        return -libc::EINVAL;
+    }
+    let Ok(count) = u32::try_from(names.len()) else { return -libc::E2BIG };
+    let mut attributes = FunctionLink {
+        program: program.cast_unsigned(),
+        target: 0,
+        kind: TRACE_KPROBE_SESSION,
+        link_flags: 0,
+        flags: 0,
+        count,
+        names: names.as_ptr().addr() as u64,
+        addresses: 0,
+        cookies: cookies.as_ptr().addr() as u64,
+    };
+    // SAFETY: what the command expects: both arrays have `count` elements and outlive the call. Whatever is no name the kernel refuses.
     unsafe { call(Command::LinkCreate, &mut attributes) }
 }
 

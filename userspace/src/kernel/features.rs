@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::backend::{Loader, MapKind};
 use super::load::{Follow, How, Kernel, Mode, Wanted};
+use super::preempted;
 use crate::alarm::Alarms;
 
 /// A feature, whether it is there, and what to do when it is not.
@@ -33,7 +34,7 @@ pub fn ask() -> Vec<Answer> {
         Some(known) if known.contains(name.as_bytes()) => Ok("yes".into()),
         _ => Err("not in this kernel".into()),
     };
-    vec![
+    let mut answers = vec![
         Answer {
             name: "BTF",
             found: exists("/sys/kernel/btf/vmlinux"),
@@ -84,9 +85,19 @@ pub fn ask() -> Vec<Answer> {
             found: traced("sys_enter"),
             cost: "mappings of the program's own are not counted: CONFIG_FTRACE_SYSCALLS=y",
         },
-        loads("probes of pages mode", Mode::Pages),
-        loads("probes of heap mode", Mode::Heap),
-    ]
+    ];
+    if preempted::are_preempted() {
+        answers.push(Answer {
+            name: "function probes",
+            found: match preempted::functions_can_be_probed() {
+                true => Ok("yes".into()),
+                false => Err("not in this kernel, or not allowed".into()),
+            },
+            cost: "mappings that a busy machine has the probes miss, and counts (Health): take a kernel built with CONFIG_FPROBE=y",
+        });
+    }
+    answers.extend([loads("probes of pages mode", Mode::Pages), loads("probes of heap mode", Mode::Heap)]);
+    answers
 }
 
 fn exists(path: &str) -> Result<String, String> {

@@ -16,6 +16,7 @@ use super::direct::{self, Words};
 use super::drain::{Drain, Maps};
 use super::keeper::Keeper;
 use super::map::{counter_batch, possible_cpus};
+use super::preempted;
 use crate::alarm::Alarms;
 use crate::target::orphans;
 
@@ -65,6 +66,9 @@ pub enum LoadError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The functions of system calls could not be probed, though this kernel can probe functions.
+    #[error("the kernel's functions of mapping calls cannot be probed: {0}")]
+    Functions(io::Error),
     /// The process that attaches could not be started.
     #[error("cannot start the process that attaches: {0}")]
     Keeper(io::Error),
@@ -91,6 +95,7 @@ impl LoadError {
             Self::Refused { errno: Some(libc::EPERM), .. } => {
                 "run with sudo, or give rmprof-bpf the capabilities that `rmprof-bpf doctor` lists"
             }
+            Self::Functions(_) => "`sysctl kernel.ftrace_enabled=1`, or take --mode pages, which needs no such probes",
             Self::Missing(_) => "build again from a clean checkout",
             Self::NotOfLoader { .. } => "leave the option --probes out",
             _ => "`rmprof-bpf doctor` says what this kernel allows",
@@ -130,6 +135,8 @@ const RAW_TRACEPOINTS: &[(&str, &CStr, u32)] = &[
 const FAULT: &str = "fault";
 /// One for three of the others.
 const MEMORY_CHANGES: &str = "memory_changes";
+/// At the functions of system calls, in place of two.
+const MAPPING_CALLS: &str = "mapping_calls";
 
 /// The loaded probes. Dropping it detaches what is attached to the whole machine.
 pub struct Kernel {
@@ -163,14 +170,15 @@ impl Kernel {
         }
         let mut last = None;
         for rung in loader.rungs().iter().copied().filter(|rung| how.rung.is_none_or(|only| only == *rung)) {
-            match open(attacher, what, loader, rung) {
+            let way = Way::new(what, rung, how.preempted);
+            match open(attacher, what, loader, way) {
                 Ok(loaded) => {
                     if !is_right(rung, loaded.program(launch_program(rung))?) {
                         let reason = "its multi-probes cannot be told whom they are for".into();
                         last = Some(LoadError::Refused { reason, errno: None });
                         continue;
                     }
-                    return assemble(attacher, loaded, what, rung);
+                    return assemble(attacher, loaded, what, way);
                 }
                 Err(error @ LoadError::Refused { errno: Some(libc::EPERM), .. }) => return Err(error),
                 // What the rungs differ in was loaded, and may be attached by now: the others would be refused for the same reason.
@@ -222,6 +230,8 @@ pub struct How {
     pub loader: Loader,
     /// How user probes are attached; `None`: as the kernel does it best.
     pub rung: Option<Rung>,
+    /// The kernel preempts the programs of tracepoints; `None`: it is asked.
+    pub preempted: Option<bool>,
 }
 
 /// Processes that nobody holds, and whose forks, execs and ends are to be told.
@@ -235,7 +245,37 @@ pub enum Follow {
     Everybody,
 }
 
-fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
+/// How it is done on this kernel.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    rung: Rung,
+    changes: Changes,
+}
+
+/// Where heap mode sees what a process does to its memory, but for blocks and page faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Changes {
+    /// At three tracepoints, by one program.
+    Together,
+    /// At the same, by a program each.
+    Apart,
+    /// Of resident memory at its tracepoint; of mappings at the functions of their system calls, by one program.
+    Functions,
+}
+
+impl Way {
+    fn new(what: Wanted, rung: Rung, preempted: Option<bool>) -> Self {
+        let may_be_one = what.mode.counts_blocks() && rung == Rung::Session;
+        let changes = match may_be_one && preempted.unwrap_or_else(preempted::are_preempted) {
+            true if preempted::functions_can_be_probed() => Changes::Functions,
+            false if may_be_one => Changes::Together,
+            _ => Changes::Apart,
+        };
+        Self { rung, changes }
+    }
+}
+
+fn wanted(name: &str, what: Wanted, Way { rung, changes }: Way) -> bool {
     let heap = what.mode.counts_blocks();
     match name {
         "sched_process_fork" => what.follow != Follow::Nobody,
@@ -254,9 +294,11 @@ fn wanted(name: &str, what: Wanted, rung: Rung) -> bool {
         "launch_single" => rung == Rung::Single,
         FAULT => heap && cfg!(target_arch = "x86_64"),
         // Kernels that have the session probes (6.13) tell a program its tracepoint too (6.10).
-        MEMORY_CHANGES => heap && rung == Rung::Session,
-        "rss_stat" | "sys_enter" | "sys_exit" if heap && rung == Rung::Session => false,
-        "rss_stat" | "measure_cpus" | "mark_victim" => true,
+        MEMORY_CHANGES => changes == Changes::Together,
+        MAPPING_CALLS => changes == Changes::Functions,
+        "rss_stat" => changes != Changes::Together,
+        "sys_enter" | "sys_exit" => heap && changes == Changes::Apart,
+        "measure_cpus" | "mark_victim" => true,
         _ => heap,
     }
 }
@@ -287,7 +329,8 @@ fn is_right(rung: Rung, launch: BorrowedFd<'_>) -> bool {
     rung == Rung::Single || attach::multi_filter_is_right(launch)
 }
 
-fn open(attacher: &Attacher, what: Wanted, loader: Loader, rung: Rung) -> Result<Loaded, LoadError> {
+fn open(attacher: &Attacher, what: Wanted, loader: Loader, way: Way) -> Result<Loaded, LoadError> {
+    let rung = way.rung;
     let cpus = possible_cpus().map_err(LoadError::Descriptor)?;
     let mut entries = vec![("blocks", block_entries(what.mode)), ("cpu_offsets", cpus)];
     if !what.mode.counts_blocks() {
@@ -314,7 +357,7 @@ fn open(attacher: &Attacher, what: Wanted, loader: Loader, rung: Rung) -> Result
         }
     };
     loader.load(&Settings {
-        wanted: &|name| wanted(name, what, rung),
+        wanted: &|name| wanted(name, what, way),
         tracepoints: TRACEPOINTS,
         entries: &entries,
         constants: abi::rm_constants {
@@ -345,7 +388,8 @@ fn procfs_pages() -> Option<u64> {
     u64::try_from(pages).ok()
 }
 
-fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -> Result<(Kernel, Drain), LoadError> {
+fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, way: Way) -> Result<(Kernel, Drain), LoadError> {
+    let rung = way.rung;
     let heap = match (what.mode.counts_blocks(), rung) {
         (false, _) => None,
         (true, Rung::Session) => Some(HeapPrograms::Session(loaded.take_program("heap_session")?)),
@@ -367,7 +411,7 @@ fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -
         other_programs: loaded.take_map("other_programs")?,
         memories: loaded.take_map("memories")?,
         next_limits: loaded.take_map("next_limits")?,
-        alarms: wanted("alarms", what, rung).then(|| loaded.take_program("alarms")).transpose()?,
+        alarms: wanted("alarms", what, way).then(|| loaded.take_program("alarms")).transpose()?,
         arenas: Arc::new(loaded.take_map("arenas")?),
     };
     let maps = Maps {
@@ -390,9 +434,12 @@ fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -
     if measured != 0 {
         return Err(LoadError::Missing("the offsets of per-CPU memory"));
     }
-    let links = tracepoints(&loaded, what, rung)?;
+    let mut links = tracepoints(&loaded, what, way)?;
+    if way.changes == Changes::Functions {
+        links.push(preempted::link_calls(loaded.program(MAPPING_CALLS)?).map_err(LoadError::Functions)?);
+    }
     let mut tracing = Vec::new();
-    for name in tracing_programs(what, rung) {
+    for name in watching_programs(what, way) {
         let counter = if name == FAULT { FAULT_RECURSION_MISSES } else { RECURSION_MISSES };
         tracing.push((counter, loaded.take_program(name)?));
     }
@@ -402,19 +449,20 @@ fn assemble(attacher: &Attacher, mut loaded: Loaded, what: Wanted, rung: Rung) -
     Ok((kernel, Drain::new(loaded.into_records(), maps, tracing)))
 }
 
-fn tracing_programs(what: Wanted, rung: Rung) -> impl Iterator<Item = &'static str> {
-    let programs = TRACEPOINTS.iter().map(|(program, _)| *program).chain([FAULT, MEMORY_CHANGES]);
-    programs.filter(move |program| wanted(program, what, rung))
+/// The programs that see what happens on the whole machine.
+fn watching_programs(what: Wanted, way: Way) -> impl Iterator<Item = &'static str> {
+    let programs = TRACEPOINTS.iter().map(|(program, _)| *program).chain([FAULT, MEMORY_CHANGES, MAPPING_CALLS]);
+    programs.filter(move |program| wanted(program, what, way))
 }
 
-fn tracepoints(loaded: &Loaded, what: Wanted, rung: Rung) -> Result<Vec<OwnedFd>, LoadError> {
+fn tracepoints(loaded: &Loaded, what: Wanted, way: Way) -> Result<Vec<OwnedFd>, LoadError> {
     let typed = TRACEPOINTS.iter().map(|(program, name)| (*program, *name, None));
     let raw = RAW_TRACEPOINTS.iter().map(|(program, tracepoint, cookie)| {
         (*program, tracepoint.to_str().unwrap_or_default(), Some((*tracepoint, u64::from(*cookie))))
     });
     typed
         .chain(raw)
-        .filter(|(program, ..)| wanted(program, what, rung))
+        .filter(|(program, ..)| wanted(program, what, way))
         .map(|(program, name, to)| {
             bpf::link_tracepoint(loaded.program(program)?, to).map_err(|error| LoadError::Tracepoint { name, error })
         })

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::attach::from_bytes;
 use super::bpf::{self, Command, call, checked};
+use super::preempted::Ahead;
 
 /// As many entries as are asked for at first.
 const BATCH: u32 = 4096;
@@ -87,6 +88,7 @@ impl Map {
             value: value.map_or(0, |value| value.addr() as u64),
             flags: 0,
         };
+        let _ahead = Ahead::begin();
         // SAFETY: what the command expects: a key of the map's size; the callers see to the value.
         checked(unsafe { call(command, &mut attributes) }).map(|_| ())
     }
@@ -166,9 +168,11 @@ impl Map {
                 element_flags: 0,
                 flags: 0,
             };
+            let ahead = Ahead::begin();
             // SAFETY: what the command expects: the buffers hold `room` keys and values, the tokens at least a key or a bucket number
             // (kernel/bpf/hashtab.c, `__htab_map_lookup_and_delete_batch`).
             let code = unsafe { call(Command::MapLookupBatch, &mut attributes) };
+            drop(ahead);
             if code == -libc::ENOSPC && room < 1 << 20 {
                 room *= 4; // one bucket holds more than the room
                 continue;

@@ -13,6 +13,7 @@ pub mod features;
 mod keeper;
 mod load;
 mod map;
+mod preempted;
 
 pub use attach::{Attacher, Links, ProbePoint, Rung, resident_bytes};
 pub use backend::Loader;
