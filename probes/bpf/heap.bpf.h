@@ -6,11 +6,34 @@
 #ifndef HEAP_BPF_H
 #define HEAP_BPF_H
 
-/* The return of the outermost call was never seen: the thread's stack pointer stands above its entry (at it: a tail call, as glibc's
- * realloc(NULL, n) makes of malloc). */
-static __always_inline void heal_depth(struct thread *thread, __u64 stack_pointer)
+/* Is it code of the interpreter's? */
+static __always_inline bool is_text(const struct rm_process *process, __u64 address)
 {
-	if (thread->depth && stack_pointer > thread->stack_pointer) {
+	return address >= process->text_start && address < process->text_end;
+}
+
+/* Where the function that begins returns to: the word at the stack pointer (x86-64), or in its register. 0: it cannot be read. */
+static __always_inline __u64 return_address(struct pt_regs *ctx)
+{
+#if defined(__TARGET_ARCH_x86)
+	__u64 address = 0;
+
+	return READ_USER(&address, sizeof(address), PT_REGS_SP(ctx)) ? 0 : address;
+#else
+	return PT_REGS_RET(ctx);
+#endif
+}
+
+/*
+ * The return of the outermost call was never seen: the thread's stack pointer stands above its entry (at it: a tail call, as glibc's
+ * realloc(NULL, n) makes of malloc), or the interpreter asks, which no allocator calls. Not where the allocator is in one file with the
+ * interpreter. All that a thread does further in would be taken for the allocator's own otherwise.
+ */
+static __always_inline void heal_depth(struct rm_process *process, struct thread *thread, struct pt_regs *ctx)
+{
+	if (!thread->depth)
+		return;
+	if (PT_REGS_SP(ctx) > thread->stack_pointer || (!is_text(process, PT_REGS_IP(ctx)) && is_text(process, return_address(ctx)))) {
 		count(RM_COUNT_RETURN_WITHOUT_ENTRY);
 		thread->depth = 0;
 	}
@@ -122,19 +145,16 @@ static __always_inline bool was_tallied(struct rm_process *process, struct threa
 	return read_tally_thread(process, &tally) && tally.blocks != thread->tally_blocks && address - tally.latest <= RM_PAGE;
 }
 
-/* Who calls the function that begins: the return address is the word at the stack pointer (x86-64), or in its register. */
+/* Who calls the function that begins. */
 static __always_inline struct native caller_at_entry(const struct rm_process *process, struct pt_regs *ctx)
 {
 	struct native native = { .stack_pointer = PT_REGS_SP(ctx), .frame_pointer = PT_REGS_FP(ctx), .returns = 1 };
 
 	if (!has(process, RM_NATIVE))
 		return native;
+	native.instruction = return_address(ctx);
 #if defined(__TARGET_ARCH_x86)
-	if (READ_USER(&native.instruction, sizeof(native.instruction), native.stack_pointer))
-		native.instruction = 0;
 	native.stack_pointer += 8;
-#else
-	native.instruction = PT_REGS_RET(ctx);
 #endif
 	return native;
 }
@@ -153,7 +173,7 @@ static __always_inline int heap_enter(struct pt_regs *ctx, __u64 role, bool may_
 	thread = current_thread();
 	if (!thread)
 		return 1;
-	heal_depth(thread, PT_REGS_SP(ctx));
+	heal_depth(process, thread, ctx);
 	if (!thread->depth && !begin_beside_tally(process, thread))
 		return 1;
 	if (role == RM_ROLE_FREE) {

@@ -309,11 +309,6 @@ __noinline int touch_page(struct rm_process *process, __u64 address)
 	return 0;
 }
 
-static __always_inline bool is_text(const struct rm_process *process, __u64 address)
-{
-	return address >= process->text_start && address < process->text_end;
-}
-
 /* The words above the stack pointer at a mmap: one of them is where it returns to. */
 struct caller_loop {
 	struct rm_process *process;

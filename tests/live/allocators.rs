@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use rmprof_bpf::target::elf::ElfFile;
 use rmprof_bpf::target::{Pid, maps, memory};
 
-use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, root, script};
+use crate::common::{Process, Ran, Run, Script, Target, any_python, eventually, near_blocks, root, script};
 
 /// Debian's, by `scripts/setup --tests`.
 const FOLDER: &str = "/usr/lib/x86_64-linux-gnu";
@@ -451,4 +451,65 @@ fn is_probed(pid: &str, library: &Path) -> bool {
     let mappings = maps::mappings(pid).unwrap();
     let Some(bias) = file.load_bias(mappings.iter().filter(|mapping| mapping.path == library)) else { return false };
     memory::read_bytes(pid, bias.wrapping_add(malloc.address), code.len()).unwrap() != code
+}
+
+/// An allocator whose function may be left by a jump: the kernel then tells of no return.
+const JUMPS: &str = "
+#include <setjmp.h>
+#include <stddef.h>
+
+static jmp_buf out;
+static char block[64];
+
+void je_free(void *pointer) { (void)pointer; }
+void *je_calloc(size_t count, size_t size) { (void)count, (void)size; return block; }
+
+void *je_malloc(size_t size)
+{
+	if (size == 12345)
+		longjmp(out, 1);
+	return block;
+}
+
+void leave(void)
+{
+	if (!setjmp(out))
+		je_malloc(12345);
+}
+";
+
+/// What the thread does further in than where the lost call was is no call of the allocator's own.
+#[test]
+fn root_a_call_that_never_returns_hides_no_others() {
+    if !root() {
+        return;
+    }
+    let program = script(
+        "jumps.py",
+        "
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+kept = []
+
+def step(left):
+    if left:
+        return list(map(step, [left - 1]))
+    kept.append(bytearray(1_000_000))  # further in
+
+library.leave()
+step(20)
+",
+    );
+    let (source, library) = (program.directory().join("jumps.c"), program.directory().join("libjumps.so"));
+    std::fs::write(&source, JUMPS).unwrap();
+    let mut compiler = Command::new("clang");
+    // -O0: else its functions are put into each other.
+    compiler.args(["-O0", "-shared", "-fPIC", "-o"]).args([&library, &source]);
+    assert!(compiler.status().unwrap().success());
+    for loader in ["libbpf", "aya"] {
+        let run = Run::json_of(["run", "--no-preload", "--loader", loader]).word(any_python().path);
+        let report = run.word(&program.path).word(&library).run().expect(0).report();
+        near_blocks(report.only().line("step", program.line("# further in")).increment(), 1_000_001);
+        assert_eq!(report.0["health"]["counters"]["return_without_entry"], 1, "{loader}: {report}");
+    }
 }
