@@ -25,6 +25,26 @@ static __always_inline bool session_is_return(void *ctx)
  */
 const volatile struct rm_constants constants = { .cpus = 1, .flags = ~0u }; /* set by user space before loading */
 
+/*
+ * From Linux 6.13 on (a76ab5731e32, "bpf: Find eligible subprogs for private stack support", and what follows it) functions of programs for
+ * kprobes have their stack in memory of the CPU: the kernel runs none of them within itself. Those of user probes it does, since they may
+ * be preempted, and then the one thread finds another's words on its stack: wrong bytes, and a NULL that the verifier knew not to be one (an oops
+ * of the kernel, seen on 7.2). A program with a tail call has the thread's own stack (check_max_stack_depth in kernel/bpf/verifier.c). So
+ * each program for user probes has one, in a branch that the verifier drops after it was looked for. A map each: it is for one kind of program.
+ */
+#define ON_ITS_OWN_STACK(program)                    \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_PROG_ARRAY); \
+		__uint(max_entries, 1);              \
+		__type(key, __u32);                  \
+		__type(value, __u32);                \
+	} program##_s SEC(".maps")
+#define HAVE_OWN_STACK(ctx, program)                          \
+	do {                                                  \
+		if (!constants.cpus)                          \
+			bpf_tail_call(ctx, &program##_s, 0);  \
+	} while (0)
+
 struct mm_rss_stat___old {
 	struct {
 		long counter;

@@ -30,38 +30,53 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
  */
 
 #ifndef RM_SINGLE
+ON_ITS_OWN_STACK(heap_session);
+
 SEC("uprobe.session")
 int heap_session(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, heap_session);
 	if (session_is_return(ctx))
 		return heap_return(ctx);
 	return heap_enter(ctx, bpf_get_attach_cookie(ctx), true);
 }
 
+ON_ITS_OWN_STACK(heap_enter_multi);
+
 SEC("uprobe.multi")
 int heap_enter_multi(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, heap_enter_multi);
 	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
 	return 0;
 }
+
+ON_ITS_OWN_STACK(heap_return_multi);
 
 SEC("uretprobe.multi")
 int heap_return_multi(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, heap_return_multi);
 	return heap_return(ctx);
 }
 #endif
 
+ON_ITS_OWN_STACK(heap_enter_single);
+
 SEC("uprobe")
 int heap_enter_single(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, heap_enter_single);
 	heap_enter(ctx, bpf_get_attach_cookie(ctx), false);
 	return 0;
 }
 
+ON_ITS_OWN_STACK(heap_return_single);
+
 SEC("uretprobe")
 int heap_return_single(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, heap_return_single);
 	return heap_return(ctx);
 }
 
@@ -109,16 +124,22 @@ static __always_inline int launch_site(struct pt_regs *ctx)
 }
 
 #ifndef RM_SINGLE
+ON_ITS_OWN_STACK(launch_multi);
+
 SEC("uprobe.multi")
 int launch_multi(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, launch_multi);
 	return launch_site(ctx);
 }
 #endif
 
+ON_ITS_OWN_STACK(launch_single);
+
 SEC("uprobe")
 int launch_single(struct pt_regs *ctx)
 {
+	HAVE_OWN_STACK(ctx, launch_single);
 	return launch_site(ctx);
 }
 

@@ -1,9 +1,9 @@
 //! Kernels that preempt the programs of tracepoints, and what is done about it.
 //!
-//! From Linux 7.0 on they do (a46023d5616e, "tracing: Guard `__DECLARE_TRACE()` use of `__DO_TRACE_CALL()` with SRCU-fast"); on 7.2 the
-//! count of what forbids preemption is 0 in each of them, on 6.18 it is not. As long as one waits for its processor, the kernel runs the
-//! same program for nobody else there, and what that would have seen is lost: five processes on two processors that do nothing but map lost
-//! 13 to 47 % of their bytes on 7.2, in an emulator.
+//! From Linux 7.0 on they do (a46023d5616e, "tracing: Guard `__DECLARE_TRACE()` use of `__DO_TRACE_CALL()` with SRCU-fast"), where
+//! preemption was disabled before: on 7.2 the count of what disables it is 0 in all but that of `rss_stat`. As long as one waits for its
+//! processor, the kernel runs the same program for nobody else there, and what that would have seen is lost: five processes on two
+//! processors that do nothing but map lost 13 to 47 % of their bytes on 7.2, in an emulator.
 //!
 //! So what heap mode has at system calls is at the functions of those it wants, where the kernel can probe functions: such a program is not
 //! preempted. That of `rss_stat` is one of its own there, and runs while the lock of a page table is held, which forbids preemption too.
@@ -91,14 +91,16 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn begin() -> Option<Self> {
-        if !FUNCTIONS.load(Ordering::Relaxed) {
-            return None;
-        }
+        if FUNCTIONS.load(Ordering::Relaxed) { Self::go() } else { None }
+    }
+
+    fn go() -> Option<Self> {
         // SAFETY: plain system calls about the running thread; the struct is written to by the one, and read by the other.
         unsafe {
             let mut parameters: libc::sched_param = std::mem::zeroed();
             let policy = libc::sched_getscheduler(0);
-            let first = libc::sched_param { sched_priority: 1 };
+            let mut first: libc::sched_param = std::mem::zeroed(); // which has more fields by musl
+            first.sched_priority = 1;
             let is_ahead = policy >= 0
                 && libc::sched_getparam(0, &raw mut parameters) == 0
                 && libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const first) == 0;
@@ -117,6 +119,18 @@ impl Drop for Ahead {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_went_ahead_is_scheduled_as_before() {
+        // SAFETY: a plain system call about the running thread.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let before = policy();
+        if let Some(ahead) = Ahead::go() {
+            assert_eq!(policy(), libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK);
+            drop(ahead);
+        }
+        assert_eq!(policy(), before);
+    }
 
     #[test]
     fn releases_that_preempt_are_told() {

@@ -83,6 +83,7 @@ fn data(map: &AyaMap) -> Option<&MapData> {
     match map {
         AyaMap::Array(data)
         | AyaMap::PerCpuArray(data)
+        | AyaMap::ProgramArray(data)
         | AyaMap::HashMap(data)
         | AyaMap::LruHashMap(data)
         | AyaMap::RingBuf(data)
