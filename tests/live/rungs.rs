@@ -1,6 +1,6 @@
 //! Every way to count gives the same bytes: the process's own tally, and each way to attach user probes that this kernel has.
 
-use crate::common::{Run, any_python, near_blocks, root, script};
+use crate::common::{Run, Target, any_python, near_blocks, root, script};
 
 /// All roles with a return: `bytearray` resizes by realloc; a thread, a fork and an exec on the way.
 const PROGRAM: &str = "
@@ -53,4 +53,36 @@ fn root_every_way_gives_the_same_bytes() {
             }
         }
     }
+}
+
+/// Programs for user probes may be preempted, and then run for another thread: what the kernel gives others as a stack, memory of the CPU,
+/// is none for them (`ON_ITS_OWN_STACK`). Their machine code tells.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn root_programs_of_user_probes_have_the_threads_stack() {
+    use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+    /// `add %gs:…,%r9`, by which a function takes it (arch/x86/net/bpf_jit_comp.c, `emit_priv_frame_ptr`).
+    const TAKES: [u8; 5] = [0x65, 0x4c, 0x03, 0x0c, 0x25];
+    if !root() {
+        return;
+    }
+    let program = script(
+        "waits.py",
+        "print('ready', flush=True)\nfor line in __import__('sys').stdin: print('done', flush=True)\n",
+    );
+    let target = Target::start(&any_python(), &program);
+    let started = Run::json_of(["attach", "--mode", "heap"]).word(target.pid()).start_on(&target);
+    let all = ProgInfoIter::with_query_opts(ProgInfoQueryOptions::default().include_jited_prog_insns(true));
+    let takes = |code: &[u8]| code.windows(TAKES.len()).filter(|window| *window == TAKES).count();
+    let found: Vec<(String, usize)> =
+        all.map(|info| (info.name.to_string_lossy().into_owned(), takes(&info.jited_prog_insns))).collect();
+    let of = |name: &str| found.iter().filter(|(of, _)| of == name).map(|(_, takes)| *takes).collect::<Vec<_>>();
+    // One that does not come upon itself: this kernel gives such stacks, and they are seen.
+    assert!(of("memory_changes").iter().any(|takes| *takes > 0), "{found:?}");
+    for name in ["heap_session", "launch_multi"] {
+        assert!(!of(name).is_empty() && of(name).iter().all(|takes| *takes == 0), "{name}: {found:?}");
+    }
+    started.signal(nix::sys::signal::Signal::SIGINT);
+    started.end().expect(0);
+    target.end();
 }
