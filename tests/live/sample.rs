@@ -138,19 +138,19 @@ library.malloc.restype = library.realloc.restype = ctypes.c_void_p
 library.free.argtypes = [ctypes.c_void_p]
 library.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 library.malloc.argtypes = [ctypes.c_size_t]
-given = []
+given = [None] * 120_000  # which grows no more: its growth would be on the line that is measured
 
-def work():
+def work(first):
     for size in range(1_000, 1_100):
         block = library.malloc(size)  # taken
-        given.append(library.realloc(block, 2 * size))  # resized
+        given[first + size - 1_000] = library.realloc(block, 2 * size)  # resized
 
 def give_back():
     for block in given:
         library.free(block)  # released
 
-for _ in range(75):
-    threads = [threading.Thread(target=work) for _ in range(16)]
+for turn in range(75):
+    threads = [threading.Thread(target=work, args=[(turn * 16 + at) * 100]) for at in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
