@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -45,6 +46,15 @@ impl Script {
         let path = self.directory().join(name);
         fs::write(&path, text.strip_prefix('\n').unwrap_or(text)).unwrap();
         path
+    }
+
+    /// A C library beside it. Its functions are not put into each other: each can be probed.
+    pub fn library_beside(&self, source: &str) -> PathBuf {
+        let (source, library) = (self.beside("library.c", source), self.directory().join("liblibrary.so"));
+        let mut compiler = Command::new("clang");
+        compiler.args(["-O0", "-shared", "-fPIC", "-o"]).args([&library, &source]);
+        assert!(compiler.status().unwrap().success());
+        library
     }
 
     /// As text, for command lines.

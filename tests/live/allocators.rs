@@ -500,12 +500,7 @@ library.leave()
 step(20)
 ",
     );
-    let (source, library) = (program.directory().join("jumps.c"), program.directory().join("libjumps.so"));
-    std::fs::write(&source, JUMPS).unwrap();
-    let mut compiler = Command::new("clang");
-    // -O0: else its functions are put into each other.
-    compiler.args(["-O0", "-shared", "-fPIC", "-o"]).args([&library, &source]);
-    assert!(compiler.status().unwrap().success());
+    let library = program.library_beside(JUMPS);
     for loader in ["libbpf", "aya"] {
         let run = Run::json_of(["run", "--no-preload", "--loader", loader]).word(any_python().path);
         let report = run.word(&program.path).word(&library).run().expect(0).report();

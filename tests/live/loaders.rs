@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::native::library_beside;
-use crate::common::{Report, Run, Script, Target, any_python, near, root, script, supported_pythons};
+use crate::common::{Report, Run, Target, any_python, near, root, script, supported_pythons};
 
 /// A page of an arena counts where it is first touched. Where pages begin varies with what was allocated before, down to the length
 /// of our own process's number in a path: so many may be on another line.
@@ -319,17 +319,6 @@ print('done', flush=True)
 sys.stdin.read()
 ";
 
-/// The gate's library, beside a program.
-fn gate_beside(program: &Script) -> PathBuf {
-    let (source, library) = (program.directory().join("gate.c"), program.directory().join("libgate.so"));
-    std::fs::write(&source, GATE).unwrap();
-    let mut compiler = Command::new("clang");
-    // -O0: else its functions are put into each other.
-    compiler.args(["-O0", "-shared", "-fPIC", "-o"]).args([&library, &source]);
-    assert!(compiler.status().unwrap().success());
-    library
-}
-
 /// Where returns are probed by themselves (aya, and libbpf before Linux 6.13), they are before entries are, and before the process counts.
 /// A call that began meanwhile is none that was measured, so nothing of it is lost: neither when it is the only one of its thread, nor when
 /// another is seen inside it.
@@ -341,7 +330,7 @@ fn root_a_call_under_way_is_not_lost() {
         return;
     }
     let program = script("enters.py", ENTERS);
-    let library = gate_beside(&program);
+    let library = program.library_beside(GATE);
     for loader in ["libbpf", "aya"] {
         for (then, inner) in [("returns", 0), ("hands on", 3000)] {
             let was_under_way = || {
